@@ -1,0 +1,1 @@
+__import__("setuptools").setup()  # for tools that still call this file; the metadata is in pyproject.toml
