@@ -1,0 +1,1 @@
+"""Importers: other sources of scans, written as raw nnU-Net datasets."""
