@@ -1,0 +1,30 @@
+"""`python -m nnunetv2_ext COMMAND ...`: every command, for where another package owns the script's name."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+COMMANDS = {
+    "preprocess_like_nnssl": "plan a dataset for a pre-trained checkpoint and preprocess it",
+    "train_pretrained": "fine-tune on a planned dataset",
+    "demo": "the whole way on six subjects made from the MNI template",
+}
+
+
+def main() -> None:
+    """Run the command that the first argument names, with or without `nnUNetv2_`."""
+    name = sys.argv[1].removeprefix("nnUNetv2_") if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        lines = "\n".join(f"  {command:<24}{text}" for command, text in COMMANDS.items())
+        print(f"usage: python -m nnunetv2_ext COMMAND ...\n\ncommands (each has --help):\n{lines}")
+        return
+    if name not in COMMANDS:
+        sys.stderr.write(f"nnunetv2_ext: error: there is no command {name!r}; there are {', '.join(COMMANDS)}\n")
+        raise SystemExit(1)
+    sys.argv = [f"python -m nnunetv2_ext {name}", *sys.argv[2:]]
+    importlib.import_module(f"nnunetv2_ext.cli.{name}").main()
+
+
+if __name__ == "__main__":
+    main()

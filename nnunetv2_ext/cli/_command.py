@@ -1,0 +1,53 @@
+"""What every command has in common: arguments, and errors in one line."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from nnunetv2_ext.errors import UserError
+
+_DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says in one line what is wrong, with exit code 1 like every other error of the user's."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line to stderr and leave with exit code 1."""
+        sys.stderr.write(f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        raise SystemExit(1)
+
+
+def run(parser: Parser, command: Callable[[argparse.Namespace], None], argv: Sequence[str] | None) -> None:
+    """Parse, call, and turn a `UserError` into one line on stderr and exit code 1 (`--verbose`: with the traceback).
+
+    So do a full disk and a forbidden folder. Anything else is a bug and keeps its traceback.
+    """
+    args = parser.parse_args(argv)
+    try:
+        command(args)
+    except UserError as error:
+        _fail(parser, str(error), args)
+    except OSError as error:
+        if error.errno not in _DISK_FAULTS:
+            raise
+        _fail(parser, f"{error.strerror}: {error.filename or 'while writing'}", args)
+    except KeyboardInterrupt:
+        _fail(parser, "interrupted", args, code=130)
+
+
+def _fail(parser: Parser, message: str, args: argparse.Namespace, code: int = 1) -> NoReturn:
+    if getattr(args, "verbose", False):
+        traceback.print_exc()
+    sys.stderr.flush()
+    sys.stdout.flush()
+    sys.stderr.write(f"{parser.prog}: error: {message}\n")
+    raise SystemExit(code)

@@ -1,0 +1,89 @@
+"""Two names, one plan: writing, finding and checking the two files of a ptPlan."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_ext.architectures.presets import PRESETS, downstream_architecture
+from nnunetv2_ext.errors import UserError
+from nnunetv2_ext.files import write_json
+from nnunetv2_ext.nnunet_folders import CONFIGURATION, read_json
+from nnunetv2_ext.planning.names import inner_plans_name
+from nnunetv2_ext.planning.pretrained_plan import NO_RESAMPLING
+
+
+def write_plan(folder: Path, stem: str, plan: Mapping[str, Any]) -> list[Path]:
+    """Write the plan under its inner name and, last, under its long name `stem`. Each file is whole or absent."""
+    paths = [folder / f"{inner_plans_name(stem)}.json", folder / f"{stem}.json"]
+    for path in dict.fromkeys(paths):
+        write_json(path, plan)
+    return paths
+
+
+def read_plan(folder: Path, name: str) -> tuple[dict[str, Any], str]:
+    """Read a plan by either of its names, as stock nnU-Net can use it.
+
+    Plans of the nnssl fork (long name only, an architecture by name, a spacing of None) are completed in memory.
+
+    Args:
+        folder: the dataset's preprocessed folder.
+        name: with or without `.json`; the long name or the inner one.
+
+    Returns:
+        The plan, its `plans_name` being the inner name, and the long name (the inner one where there is no other).
+
+    Raises:
+        UserError: no such plan; it is no ptPlan; its two files differ (someone edited one of them).
+    """
+    stem = Path(name).name.removesuffix(".json")
+    inner = inner_plans_name(stem)
+    twins = sorted(p for p in folder.glob("ptPlans*.json") if inner_plans_name(p.stem) == inner)
+    if not twins:
+        there = sorted(p.stem for p in folder.glob("ptPlans__*.json"))
+        hint = f"; there are {', '.join(there)}" if there else "; nnUNetv2_preprocess_like_nnssl makes one"
+        raise UserError(f"there is no plan {stem} (-p) in {folder}{hint}")
+    plans = {path: completed(read_json(path)) for path in twins}
+    (path, plan), *others = plans.items()
+    for other_path, other in others:
+        if difference := next(_differences(plan, other), None):
+            raise UserError(
+                f"{path.name} and {other_path.name} are two names of one plan but differ in {difference}: "
+                f"copy the one that you edited over the other (both in {folder})"
+            )
+    if "pretrain_info" not in plan:
+        raise UserError(f"{path} has no pretrain_info: it was not made by nnUNetv2_preprocess_like_nnssl")
+    if CONFIGURATION not in plan.get("configurations", {}):
+        raise UserError(f"{path} has no configuration {CONFIGURATION}")
+    long = next((p.stem for p in twins if p.stem != inner), inner)
+    return plan, long
+
+
+def completed(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan with an inner name without `__`, a full class path for its network, and a numeric spacing."""
+    plan = copy.deepcopy(dict(plan))
+    plan["plans_name"] = inner_plans_name(str(plan.get("plans_name", "")))
+    for configuration in plan.get("configurations", {}).values():
+        architecture = configuration.get("architecture", {})
+        if architecture.get("network_class_name") in PRESETS:
+            configuration["architecture"] = downstream_architecture(
+                architecture["network_class_name"], architecture.get("arch_kwargs"), configuration["patch_size"]
+            )
+        spacing = configuration.get("spacing")
+        if spacing is None and "patch_size" in configuration or spacing and None in spacing:
+            configuration["spacing"] = list(plan["original_median_spacing_after_transp"])
+            for role in ("data", "seg", "probabilities"):
+                configuration |= {f"resampling_fn_{role}": NO_RESAMPLING, f"resampling_fn_{role}_kwargs": {}}
+    return plan
+
+
+def _differences(a: Any, b: Any, where: str = "") -> Iterator[str]:
+    """Places where two JSON values differ, as `configurations.3d_fullres.batch_size (2 and 4)`."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in [*a, *(k for k in b if k not in a)]:
+            yield from _differences(a.get(key), b.get(key), f"{where}.{key}" if where else str(key))
+    elif a != b:
+        short = [str(v) if len(str(v)) < 60 else f"{str(v)[:57]}..." for v in (a, b)]
+        yield f"{where} ({short[0]} and {short[1]})"

@@ -1,0 +1,1 @@
+"""Preprocessing: a plan's cases, written so that a run can be interrupted and continued."""

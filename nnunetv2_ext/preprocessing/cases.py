@@ -1,0 +1,96 @@
+"""One preprocessed case: its three files appear under their names only when all are whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_ext.files import flush_to_disk
+from nnunetv2_ext.nnunet_folders import CONFIGURATION
+
+UNFINISHED = "unfinished"
+"""Sub-folder for cases in the making. nnU-Net takes every file in a folder of cases for a case, but no sub-folder."""
+
+# The image last: nnU-Net lists a folder's cases by their images
+_ENDINGS = ("_seg.b2nd", ".pkl", ".b2nd")
+
+
+def is_complete(folder: Path, case: str) -> bool:
+    """Whether a case has its labels, properties and image."""
+    return all((folder / f"{case}{ending}").is_file() for ending in _ENDINGS)
+
+
+def preprocess_case(
+    case: str,
+    images: list[str],
+    label: str,
+    folder: Path,
+    workspace: Path,
+    plan: Mapping[str, Any],
+    dataset_json: Mapping[str, Any],
+    verbose: bool = False,
+) -> str:
+    """Run nnU-Net's own preprocessor on one case and move its files to their place.
+
+    Args:
+        case: its name.
+        images: one file per channel.
+        label: the label file.
+        folder: where finished cases lie.
+        workspace: an unfinished-folder of this run.
+        plan: a ptPlan.
+        dataset_json: the dataset's description.
+        verbose: print shapes and spacings as nnU-Net does.
+
+    Returns:
+        The case's name.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    plans_manager = PlansManager(dict(plan))
+    configuration = plans_manager.get_configuration(CONFIGURATION)
+    preprocessor = configuration.preprocessor_class(verbose=verbose)
+    for ending in _ENDINGS:  # blosc2 does not write onto an existing file
+        (workspace / f"{case}{ending}").unlink(missing_ok=True)
+    preprocessor.run_case_save(
+        str(workspace / case), images, label, plans_manager, configuration, dict(dataset_json)
+    )
+    for ending in _ENDINGS:
+        flush_to_disk(workspace / f"{case}{ending}")
+    for ending in _ENDINGS:
+        os.replace(workspace / f"{case}{ending}", folder / f"{case}{ending}")
+    return case
+
+
+@contextmanager
+def workspace_in(folder: Path) -> Iterator[Path]:
+    """A sub-folder for this run's unfinished cases, gone afterwards; those of dead runs on this machine go too."""
+    parent = folder / UNFINISHED
+    parent.mkdir(parents=True, exist_ok=True)
+    host = socket.gethostname()
+    for left_over in parent.glob(f"{host}-*-*"):
+        if not _is_running(left_over.name):
+            shutil.rmtree(left_over, ignore_errors=True)
+    workspace = Path(tempfile.mkdtemp(prefix=f"{host}-{os.getpid()}-", dir=parent))
+    try:
+        yield workspace
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+        with suppress(OSError):  # another run may be using it
+            parent.rmdir()
+
+
+def _is_running(workspace_name: str) -> bool:
+    try:
+        os.kill(int(workspace_name.rsplit("-", 2)[1]), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
