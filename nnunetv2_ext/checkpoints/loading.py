@@ -1,0 +1,85 @@
+"""Load a checkpoint file as data: nothing in it is executed, and its tensors stay on the disk until someone uses them.
+
+`weights_only=True` always. Files in PyTorch's zip format (since 1.6) are memory-mapped, so that opening several hundred
+megabytes costs milliseconds; the mapping is private: tensors may be changed without touching the file.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_ext.checkpoints.safe_globals import numpy_scalar_types
+from nnunetv2_ext.errors import UserError
+
+_ZIP = b"PK\x03\x04"
+_PICKLE = b"\x80"
+_TAR = b"ustar"  # PyTorch before 0.1.10
+_TAR_AT = 257
+
+
+def load_as_data(path: Path) -> Any:
+    """`torch.load` for files from anywhere: executes nothing, maps the file where it can, explains what it refuses.
+
+    Numpy scalars are let through besides tensors and plain Python values: stock nnU-Net and older nnssl write them.
+
+    Raises:
+        UserError: Missing, empty, cut off, no checkpoint at all, or one that would run code.
+    """
+    is_zip = _recognise(path)
+
+    import torch
+
+    try:
+        with torch.serialization.safe_globals(numpy_scalar_types()):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        asked_for = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
+        what = f"it asks for '{asked_for[1]}' when loaded" if asked_for else "it is damaged or holds more than weights"
+        raise UserError(
+            f"'{path}' was refused and nothing of it executed: {what}. Take the checkpoint from a source you trust."
+        ) from error
+    except Exception as error:  # damaged bytes lead the reader anywhere
+        if "TorchScript" in str(error):
+            raise UserError(f"'{path}' is a TorchScript program, not a checkpoint: give nnssl's .pth file.") from error
+        raise UserError(f"'{path}' is damaged or no PyTorch checkpoint: download or copy it again.") from error
+
+
+def _recognise(path: Path) -> bool:
+    """Whether the file has PyTorch's zip format (`True`) or its older one (`False`); refuses what has neither."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except FileNotFoundError:
+        raise UserError(f"There is no file '{path}': check the path.") from None
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read ({error.strerror}): give a readable checkpoint file.") from error
+
+    if not head:
+        raise UserError(f"'{path}' is empty: download or copy it again.")
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"'{path}' is a git-lfs pointer, not the checkpoint itself: run 'git lfs pull' where it lies.")
+    if re.match(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|\?xml|!--)", head, re.IGNORECASE):
+        raise UserError(f"'{path}' is a web page, not a checkpoint: download the file itself, not the page about it.")
+    if head.startswith(_ZIP):
+        _check_archive(path)
+        return True
+    if not head.startswith(_PICKLE) and head[_TAR_AT : _TAR_AT + len(_TAR)] != _TAR:
+        raise UserError(f"'{path}' is not a PyTorch checkpoint: give a .pth file written by nnssl.")
+    return False
+
+
+def _check_archive(path: Path) -> None:
+    """A zip file's table of contents is at its end: a file without one was cut off."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise UserError(
+            f"'{path}' is cut off after {path.stat().st_size:,} bytes: download or copy it again."
+        ) from error
+    if not any(name.endswith("data.pkl") for name in names):
+        raise UserError(f"'{path}' is a zip archive, not a checkpoint: unpack it and give the .pth file in it.")
