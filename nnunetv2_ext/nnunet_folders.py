@@ -1,4 +1,4 @@
-"""Where nnU-Net keeps a dataset: its three folders, dataset names and the plans in them, with errors a user can read."""
+"""Where nnU-Net keeps a dataset: its three folders and dataset names, with errors a user can read."""
 
 from __future__ import annotations
 

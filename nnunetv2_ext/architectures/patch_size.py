@@ -32,8 +32,8 @@ def check_patch_size(architecture: Mapping[str, Any], patch_size: Sequence[int],
     step = patch_granularity(architecture)
     if len(patch_size) != len(step) or any(p < 1 for p in patch_size):
         raise UserError(f"a patch size has {len(step)} positive numbers (voxels), not {_text(patch_size)}")
-    below = [p // s * s for p, s in zip(patch_size, step)]
-    above = [-(-p // s) * s for p, s in zip(patch_size, step)]
+    below = [p // s * s for p, s in zip(patch_size, step, strict=True)]
+    above = [-(-p // s) * s for p, s in zip(patch_size, step, strict=True)]
     if below != above:
         nearest = " or ".join(_text(c) for c in (below, above) if min(c) > 0)
         raise UserError(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PLAN_KEY = "nnssl_adaptation_plan"
 WEIGHTS_KEY = "network_weights"
 
-__all__ = ["PretrainedCheckpoint", "format_citations", "read_checkpoint"]
+__all__ = ["PretrainedCheckpoint", "format_citations", "read_checkpoint", "read_network_weights"]
 
 
 @dataclass
@@ -55,9 +55,7 @@ def read_checkpoint(file: CheckpointFile) -> PretrainedCheckpoint:
         UserError: The file is missing, not a checkpoint, damaged, or would execute code; there is no plan, or one that
             points at tensors that are not there.
     """
-    content = load_as_data(file.path)
-    if not isinstance(content, Mapping):
-        raise UserError(f"'{file.path}' holds a {type(content).__name__}, no checkpoint: give a file written by nnssl.")
+    content = _load_mapping(file.path)
     weights = _network_weights(content, file.path)
     plan = _adaptation_plan(content, file)
     _check_keys(plan, weights, file.path)
@@ -72,6 +70,22 @@ def read_checkpoint(file: CheckpointFile) -> PretrainedCheckpoint:
         citations=[dict(entry) for entry in entries if isinstance(entry, Mapping)],
         network_weights=weights,
     )
+
+
+def read_network_weights(file: CheckpointFile) -> Mapping[str, torch.Tensor]:
+    """The tensors alone, by name, memory-mapped where the format allows: training has the rest from its plan.
+
+    Raises:
+        UserError: The file is missing, not a checkpoint, damaged, or would execute code.
+    """
+    return _network_weights(_load_mapping(file.path), file.path)
+
+
+def _load_mapping(path: Path) -> Mapping[Any, Any]:
+    content = load_as_data(path)
+    if not isinstance(content, Mapping):
+        raise UserError(f"'{path}' holds a {type(content).__name__}, no checkpoint: give a file written by nnssl.")
+    return content
 
 
 def _network_weights(content: Mapping[Any, Any], path: Path) -> Mapping[str, torch.Tensor]:

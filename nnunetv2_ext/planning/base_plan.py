@@ -11,6 +11,8 @@ from typing import Any
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.nnunet_folders import CONFIGURATION, dataset_id, preprocessed_folder, raw_folder, read_json
 
+_NUM_WORKERS = "nnUNet_n_proc_DA"
+
 BASE_PLANS = (
     "nnUNetPlans",
     "nnUNetResEncUNetPlans",
@@ -70,11 +72,11 @@ def _plan_with_nnunet(dataset: str, num_processes: int, show_progress: bool) -> 
 @contextmanager
 def _single_process_augmentation_hidden() -> Iterator[None]:
     """nnU-Net's planner takes `nnUNet_n_proc_DA` for a number of threads and crashes on 0, a valid training setting."""
-    value = os.environ.get("nnUNet_n_proc_DA")
+    value = os.environ.get(_NUM_WORKERS)
     if value == "0":
-        os.environ["nnUNet_n_proc_DA"] = "1"
+        os.environ[_NUM_WORKERS] = "1"
     try:
         yield
     finally:
         if value is not None:
-            os.environ["nnUNet_n_proc_DA"] = value
+            os.environ[_NUM_WORKERS] = value

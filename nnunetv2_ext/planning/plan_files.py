@@ -61,9 +61,9 @@ def read_plan(folder: Path, name: str) -> tuple[dict[str, Any], str]:
     return plan, long
 
 
-def completed(plan: Mapping[str, Any]) -> dict[str, Any]:
+def completed(plan_as_read: Mapping[str, Any]) -> dict[str, Any]:
     """The plan with an inner name without `__`, a full class path for its network, and a numeric spacing."""
-    plan = copy.deepcopy(dict(plan))
+    plan: dict[str, Any] = copy.deepcopy(dict(plan_as_read))
     plan["plans_name"] = inner_plans_name(str(plan.get("plans_name", "")))
     for configuration in plan.get("configurations", {}).values():
         architecture = configuration.get("architecture", {})
@@ -72,7 +72,7 @@ def completed(plan: Mapping[str, Any]) -> dict[str, Any]:
                 architecture["network_class_name"], architecture.get("arch_kwargs"), configuration["patch_size"]
             )
         spacing = configuration.get("spacing")
-        if spacing is None and "patch_size" in configuration or spacing and None in spacing:
+        if "patch_size" in configuration and (spacing is None or None in spacing):
             configuration["spacing"] = list(plan["original_median_spacing_after_transp"])
             for role in ("data", "seg", "probabilities"):
                 configuration |= {f"resampling_fn_{role}": NO_RESAMPLING, f"resampling_fn_{role}_kwargs": {}}

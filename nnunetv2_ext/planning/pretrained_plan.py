@@ -9,13 +9,14 @@ from typing import Any
 
 from nnunetv2_ext.architectures.build import build_on_meta_device
 from nnunetv2_ext.architectures.patch_size import check_patch_size
-from nnunetv2_ext.architectures.presets import downstream_architecture
+from nnunetv2_ext.architectures.presets import downstream_architecture, family
 from nnunetv2_ext.checkpoints.adaptation_plan import AdaptationPlan
 from nnunetv2_ext.checkpoints.reading import PretrainedCheckpoint
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.nnunet_folders import CONFIGURATION
 from nnunetv2_ext.planning import names
 from nnunetv2_ext.planning.modes import TargetSpacing
+from nnunetv2_ext.recipes.recipe import recipe_for
 from nnunetv2_ext.transfer.matching import PartKeys
 from nnunetv2_ext.transfer.pretrained import transfer_encoder
 from nnunetv2_ext.transfer.report import TransferReport
@@ -109,6 +110,7 @@ def make_plan(
     plan = copy.deepcopy(dict(base_plan))
     plan["plans_name"] = names.inner_plans_name(names.plans_file_stem(options.name, identifier))
     plan["configurations"] = {CONFIGURATION: configuration}
+    plan["finetuning"] = {"recipe": recipe_for(family(architecture)).as_dict()}
     plan["pretrain_info"] = _pretrain_info(checkpoint, options.name, patch_size, sha256)
 
     network = build_on_meta_device(architecture, len(schemes), len(dataset_json["labels"]))
@@ -150,7 +152,9 @@ def _median_size(base_plan: Mapping[str, Any], base: Mapping[str, Any], spacing:
     """Voxels of the median image at the new spacing: the base plan's, scaled axis by axis."""
     return [
         float(round(size * old / new, 2))
-        for size, old, new in zip(base["median_image_size_in_voxels"], base["spacing"], spacing.spacing)
+        for size, old, new in zip(
+            base["median_image_size_in_voxels"], base["spacing"], spacing.spacing, strict=True
+        )
     ]
 
 

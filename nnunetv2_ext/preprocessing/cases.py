@@ -6,8 +6,9 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,11 @@ def is_complete(folder: Path, case: str) -> bool:
     return all((folder / f"{case}{ending}").is_file() for ending in _ENDINGS)
 
 
-def preprocess_case(
-    case: str,
-    images: list[str],
-    label: str,
-    folder: Path,
-    workspace: Path,
-    plan: Mapping[str, Any],
-    dataset_json: Mapping[str, Any],
-    verbose: bool = False,
-) -> str:
-    """Run nnU-Net's own preprocessor on one case and move its files to their place.
+@dataclass(frozen=True)
+class CaseJob:
+    """One case to preprocess; plain data, so that it can be sent to another process.
 
-    Args:
+    Attributes:
         case: its name.
         images: one file per channel.
         label: the label file.
@@ -47,25 +40,33 @@ def preprocess_case(
         plan: a ptPlan.
         dataset_json: the dataset's description.
         verbose: print shapes and spacings as nnU-Net does.
-
-    Returns:
-        The case's name.
     """
+
+    case: str
+    images: Sequence[str]
+    label: str
+    folder: Path
+    workspace: Path
+    plan: Mapping[str, Any]
+    dataset_json: Mapping[str, Any]
+    verbose: bool = False
+
+
+def preprocess_case(job: CaseJob) -> None:
+    """Run nnU-Net's own preprocessor on one case and move its files to their place, the image last."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    plans_manager = PlansManager(dict(plan))
+    plans_manager = PlansManager(dict(job.plan))
     configuration = plans_manager.get_configuration(CONFIGURATION)
-    preprocessor = configuration.preprocessor_class(verbose=verbose)
-    for ending in _ENDINGS:  # blosc2 does not write onto an existing file
-        (workspace / f"{case}{ending}").unlink(missing_ok=True)
+    preprocessor = configuration.preprocessor_class(verbose=job.verbose)
     preprocessor.run_case_save(
-        str(workspace / case), images, label, plans_manager, configuration, dict(dataset_json)
+        str(job.workspace / job.case), list(job.images), job.label, plans_manager, configuration, dict(job.dataset_json)
     )
-    for ending in _ENDINGS:
-        flush_to_disk(workspace / f"{case}{ending}")
-    for ending in _ENDINGS:
-        os.replace(workspace / f"{case}{ending}", folder / f"{case}{ending}")
-    return case
+    names = [f"{job.case}{ending}" for ending in _ENDINGS]
+    for name in names:
+        flush_to_disk(job.workspace / name)
+    for name in names:
+        os.replace(job.workspace / name, job.folder / name)
 
 
 @contextmanager

@@ -5,8 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.files import whole_or_absent, write_json
 from nnunetv2_ext.nnunet_folders import CONFIGURATION, preprocessed_folder, raw_folder, read_json
 from nnunetv2_ext.planning.data_settings import settings_file, settings_that_shape_data
-from nnunetv2_ext.preprocessing.cases import is_complete, preprocess_case, workspace_in
+from nnunetv2_ext.preprocessing.cases import CaseJob, is_complete, preprocess_case, workspace_in
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ def preprocess_dataset(
 
     todo = [case for case in cases if overwrite or not is_complete(folder, case)]
     with workspace_in(folder) as workspace:
-        jobs = {
-            case: (case, list(cases[case]["images"]), cases[case]["label"], folder, workspace, plan, dataset_json)
+        jobs = [
+            CaseJob(case, cases[case]["images"], cases[case]["label"], folder, workspace, plan, dataset_json, verbose)
             for case in todo
-        }
+        ]
         progress = tqdm(total=len(todo), desc=f"Preprocessing {dataset}", disable=None if show_progress else True)
         failures = {}
         with progress:
-            for case, error in _run(jobs, min(num_processes, len(todo)), verbose):
+            for case, error in _run(jobs, min(num_processes, len(todo))):
                 progress.update()
                 if error is not None:
                     failures[case] = error
@@ -90,27 +90,27 @@ def preprocess_dataset(
     return PreprocessingSummary(folder, made=len(todo), kept=len(cases) - len(todo))
 
 
-def _run(jobs: Mapping[str, tuple[Any, ...]], num_processes: int, verbose: bool) -> Iterator[tuple[str, Any]]:
+def _run(jobs: Sequence[CaseJob], num_processes: int) -> Iterator[tuple[str, BaseException | None]]:
     """Yield every case as it is done, with the error that it raised or None."""
     if num_processes <= 1:
-        for case, job in jobs.items():
+        for job in jobs:
             try:
-                preprocess_case(*job, verbose)
+                preprocess_case(job)
             except OSError:
                 raise  # a full or read-only disk concerns all cases
             except Exception as error:
-                yield case, error
+                yield job.case, error
             else:
-                yield case, None
+                yield job.case, None
         return
     with ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures: dict[Future[str], str] = {pool.submit(preprocess_case, *j, verbose): c for c, j in jobs.items()}
+        futures = {pool.submit(preprocess_case, job): job.case for job in jobs}
         try:
             for future in as_completed(futures):
-                error = future.exception()
-                if isinstance(error, (BrokenProcessPool, OSError)):
-                    raise error
-                yield futures[future], error
+                fault = future.exception()
+                if isinstance(fault, (BrokenProcessPool, OSError)):
+                    raise fault
+                yield futures[future], fault
         except BrokenProcessPool as error:
             raise UserError(
                 "a preprocessing process was killed, most likely because memory ran out: use fewer (-np); "

@@ -11,8 +11,14 @@ from nnunetv2_ext.checkpoints.reading import PretrainedCheckpoint, format_citati
 from nnunetv2_ext.checkpoints.sources import resolve_checkpoint_source
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.files import whole_or_absent
-from nnunetv2_ext.nnunet_folders import CONFIGURATION, dataset_id, dataset_name, preprocessed_folder, raw_folder
-from nnunetv2_ext.nnunet_folders import read_json
+from nnunetv2_ext.nnunet_folders import (
+    CONFIGURATION,
+    dataset_id,
+    dataset_name,
+    preprocessed_folder,
+    raw_folder,
+    read_json,
+)
 from nnunetv2_ext.planning import names
 from nnunetv2_ext.planning.base_plan import find_base_plan
 from nnunetv2_ext.planning.data_settings import choose_data_identifier, settings_that_shape_data

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib.resources import files
@@ -83,8 +83,14 @@ class Recipe:
         return {k: v.value if isinstance(v, Enum) else v for k, v in dataclasses.asdict(self).items()}
 
 
-def recipe_for(family: str, overrides: Sequence[str] = (), *, from_scratch: bool = False) -> Recipe:
-    """The shipped recipe for an architecture family, with `key=value` overrides.
+def recipe_for(
+    family: str,
+    overrides: Sequence[str] = (),
+    *,
+    from_scratch: bool = False,
+    planned: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """The recipe of a new training: the shipped one for an architecture family, what the plan says, the overrides.
 
     `num_epochs` alone scales the warm-up in proportion (at least one epoch). With `from_scratch` the peak is the
     recipe's `initial_lr_from_scratch`, unless an override names `initial_lr`.
@@ -93,13 +99,14 @@ def recipe_for(family: str, overrides: Sequence[str] = (), *, from_scratch: bool
         family: `cnn` or `primus`.
         overrides: as `--set` takes them.
         from_scratch: train without the pre-trained weights.
+        planned: the recipe in a plans file, which a user may have edited.
 
     Raises:
         UserError: an unknown key (the nearest is named), a value of the wrong type or out of range.
     """
     shipped = "primus" if family == "primus" else "default"
     text = files("nnunetv2_ext.recipes").joinpath(f"{shipped}.yaml").read_text(encoding="utf-8")
-    recipe = _merged(Recipe(), OmegaConf.create(text))
+    recipe = _merged(_merged(Recipe(), OmegaConf.create(text)), OmegaConf.create(_known(dict(planned or {}))))
     given = _parsed(overrides)
     if "num_epochs" in given and "warmup_epochs" not in given and recipe.num_epochs > 0:
         scaled = _merged(recipe, OmegaConf.create({"num_epochs": given["num_epochs"]})).num_epochs
@@ -114,13 +121,13 @@ def recipe_for(family: str, overrides: Sequence[str] = (), *, from_scratch: bool
     return recipe
 
 
-def recipe_from_dict(stored: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+def recipe_from_dict(stored: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """A recipe as it was stored in a plan or a fold, with `key=value` overrides on top.
 
     Raises:
         UserError: as `recipe_for`.
     """
-    recipe = _merged(Recipe(), OmegaConf.create(stored))
+    recipe = _merged(Recipe(), OmegaConf.create(_known(dict(stored))))
     recipe = _merged(recipe, OmegaConf.create(_parsed(overrides)))
     recipe.validate()
     return recipe
@@ -135,14 +142,19 @@ def _parsed(overrides: Sequence[str]) -> dict[str, Any]:
         content = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
     except OmegaConfBaseException as error:
         raise UserError(f"--set {' '.join(overrides)}: {_first_line(error)}") from error
-    known = [f.name for f in dataclasses.fields(Recipe)]
     assert isinstance(content, dict)
-    for key in map(str, content):
+    return _known({str(k): v for k, v in content.items()})
+
+
+def _known(content: dict[str, Any]) -> dict[str, Any]:
+    """`content`, if every key is a field of a recipe."""
+    known = [f.name for f in dataclasses.fields(Recipe)]
+    for key in content:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
             hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
             raise UserError(f"recipe: there is no {key}; {hint}")
-    return {str(k): v for k, v in content.items()}
+    return content
 
 
 def _merged(recipe: Recipe, changes: Any) -> Recipe:

@@ -32,7 +32,7 @@ class PartKeys:
             key_to_encoder=str(network.key_to_encoder),
             key_to_stem=str(network.key_to_stem),
             keys_to_in_proj=tuple(network.keys_to_in_proj),  # type: ignore[arg-type]
-            key_to_lpe=getattr(network, "key_to_lpe", None),  # type: ignore[arg-type]
+            key_to_lpe=getattr(network, "key_to_lpe", None),
         )
 
 
@@ -104,5 +104,5 @@ def _below(name: str, prefix: str) -> bool:
     return name == prefix or name.startswith(f"{prefix}.")
 
 
-def _storage(tensor: torch.Tensor) -> tuple[int, int, tuple[int, ...]]:
-    return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape)
+def _storage(tensor: torch.Tensor) -> tuple[int, tuple[int, ...]]:
+    return tensor.data_ptr(), tuple(tensor.shape)

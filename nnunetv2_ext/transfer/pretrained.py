@@ -120,8 +120,8 @@ def _fit_position(
 
     The grids are compared, not the number of tokens: 4x8x8 and 8x8x4 have as many.
     """
-    source_grid = [p // t for p, t in zip(pretrain_patch_size, token_size)]
-    target_grid = [p // t for p, t in zip(patch_size, token_size)]
+    source_grid = [p // t for p, t in zip(pretrain_patch_size, token_size, strict=True)]
+    target_grid = [p // t for p, t in zip(patch_size, token_size, strict=True)]
     prefix = shape[1] - prod(target_grid)  # register tokens
     if prefix < 0 or value.shape[1] - prod(source_grid) != prefix or value.shape[2] != shape[2]:
         return None, None

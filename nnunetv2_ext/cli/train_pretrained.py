@@ -1,0 +1,88 @@
+"""nnUNetv2_train_pretrained: fine-tune on a planned dataset."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from nnunetv2_ext.cli._command import Parser, run
+
+DESCRIPTION = """\
+Fine-tune a pre-trained network on a dataset that nnUNetv2_preprocess_like_nnssl has planned. The arguments are those
+of nnUNetv2_train; dataset, configuration and fold go by name or by position. Predict afterwards with
+nnUNetv2_predict."""
+TRAINER = "PretrainedTrainer"
+
+
+def parser() -> Parser:
+    """The command's arguments."""
+    p = Parser(
+        prog="nnUNetv2_train_pretrained",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("dataset_pos", nargs="?", metavar="DATASET", help="dataset id or name (or -d)")
+    p.add_argument("configuration_pos", nargs="?", metavar="CONFIGURATION", help="3d_fullres (or -c)")
+    p.add_argument("fold_pos", nargs="?", metavar="FOLD", help="fold number or all (or -f)")
+    p.add_argument("-d", dest="dataset", metavar="DATASET", help="dataset id or name")
+    p.add_argument("-c", dest="configuration", metavar="CONFIGURATION", help="3d_fullres")
+    p.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help="folds, trained one after another, or all")
+    p.add_argument("-p", dest="plans", required=True, metavar="PLANS",
+                   help="the plan, by either of its names (ptPlans__NAME____Spacing__... or ptPlans_NAME_Spacing_...)")
+    p.add_argument("-tr", dest="trainer", default=TRAINER, metavar="TRAINER", help=f"{TRAINER} (default)")
+    p.add_argument("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+                   help="change the recipe: num_epochs=, num_iterations_per_epoch=, num_val_iterations_per_epoch=, "
+                   "warmup_epochs=, initial_lr=, weight_decay=, deep_supervision=, ...")
+    p.add_argument("--from_scratch", action="store_true",
+                   help="the same training without the weights, as plans name ..._from_scratch")
+    p.add_argument("-overwrite_ckpt_path", dest="checkpoint", metavar="SOURCE",
+                   help="where the pre-trained checkpoint is now, if not where the plan says")
+    p.add_argument("-num_gpus", type=int, default=1, metavar="N", help="GPUs to train one fold on (default: 1)")
+    p.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"), help="default: cuda")
+    p.add_argument("--npz", action="store_true", help="save the validation's probabilities (for ensembles)")
+    p.add_argument("--c", dest="continue_training", action="store_true", help="continue from the last checkpoint")
+    p.add_argument("--val", dest="only_validate", action="store_true", help="only validate a finished training")
+    p.add_argument("--val_best", dest="validate_best", action="store_true", help="validate with checkpoint_best")
+    p.add_argument("--disable_checkpointing", action="store_true", help="write no checkpoints")
+    p.add_argument("--verbose", action="store_true", help="tracebacks of errors")
+    return p  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the script."""
+    p = parser()
+    run(p, lambda args: _run(p, args), argv)
+
+
+def _run(p: Parser, args: argparse.Namespace) -> None:
+    dataset = _one_of(p, "dataset (-d)", args.dataset_pos, args.dataset)
+    configuration = _one_of(p, "configuration (-c)", args.configuration_pos, args.configuration)
+    folds = _one_of(p, "fold (-f)", args.fold_pos and [args.fold_pos], args.folds)
+    if args.trainer != TRAINER:
+        p.error(f"-tr takes {TRAINER}, not {args.trainer!r}: the architecture and --set decide the rest")
+
+    from nnunetv2_ext.training.run import TrainingOptions, train
+
+    options = TrainingOptions(
+        device=args.device,
+        num_gpus=args.num_gpus,
+        continue_training=args.continue_training,
+        only_validate=args.only_validate,
+        validate_best=args.validate_best,
+        save_probabilities=args.npz,
+        disable_checkpointing=args.disable_checkpointing,
+        from_scratch=args.from_scratch,
+        overrides=tuple(args.overrides),
+        checkpoint=args.checkpoint,
+    )
+    train(dataset, configuration, folds, args.plans, options)
+
+
+def _one_of(p: Parser, what: str, by_position: object, by_name: object) -> Any:
+    """The one that is given; an error for none, or for two that differ."""
+    if by_position is None and by_name is None:
+        p.error(f"the {what} is missing")
+    if by_position is not None and by_name is not None and by_position != by_name:
+        p.error(f"the {what} is given twice")
+    return by_name if by_position is None else by_position

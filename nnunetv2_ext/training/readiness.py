@@ -1,0 +1,132 @@
+"""Checks before a training touches anything: device, cases, splits, earlier runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnunetv2_ext.errors import UserError
+from nnunetv2_ext.nnunet_folders import CONFIGURATION, nnunet_folder, read_json
+from nnunetv2_ext.preprocessing.cases import is_complete
+
+SPLITS_FILE = "splits_final.json"
+NUM_DEFAULT_FOLDS = 5
+"""nnU-Net's cross-validation."""
+
+
+def check_device(device: str, num_gpus: int) -> None:
+    """Raises UserError where the device is not there."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("-device cuda, but torch sees no GPU on this machine: use -device cpu, or check the driver")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("-device mps, but torch sees no Apple GPU on this machine: use -device cpu")
+    if num_gpus < 1:
+        raise UserError(f"-num_gpus must be at least 1, not {num_gpus}")
+    if num_gpus > 1 and device != "cuda":
+        raise UserError(f"-num_gpus {num_gpus} needs -device cuda, not {device}")
+    if num_gpus > 1 and num_gpus > torch.cuda.device_count():
+        raise UserError(f"-num_gpus {num_gpus}, but torch sees {torch.cuda.device_count()} GPUs")
+
+
+def parse_folds(folds: Sequence[str]) -> list[int | str]:
+    """Fold numbers, or `all`. Raises UserError for anything else, or a fold given twice."""
+    parsed: list[int | str] = []
+    for fold in folds:
+        if fold != "all" and not fold.isdigit():
+            raise UserError(f"-f takes fold numbers (0 to 4 for nnU-Net's own split) or all, not {fold!r}")
+        parsed.append(fold if fold == "all" else int(fold))
+    if len(set(parsed)) != len(parsed):
+        raise UserError(f"-f names a fold twice: {' '.join(folds)}")
+    return parsed
+
+
+def check_cases(
+    folder: Path, dataset: str, plan: Mapping[str, Any], dataset_json: Mapping[str, Any], folds: Sequence[int | str]
+) -> None:
+    """Refuse to train on an incomplete folder of cases, or a fold that the split does not have.
+
+    nnU-Net freezes `splits_final.json` from whatever cases exist at the first training, and makes up a random split
+    for a fold that is not in it.
+
+    Args:
+        folder: the dataset's preprocessed folder.
+        dataset: full name.
+        plan: a ptPlan.
+        dataset_json: the dataset's description.
+        folds: from `parse_folds`.
+
+    Raises:
+        UserError: says which cases or folds are missing, and what to run.
+    """
+    data_folder = folder / plan["configurations"][CONFIGURATION]["data_identifier"]
+    cases = _expected_cases(folder, dataset, dataset_json)
+    missing = [case for case in cases if not is_complete(data_folder, case)]
+    if not cases or missing:
+        what = f"{len(missing)} of {len(cases)} cases ({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''})"
+        raise UserError(
+            f"{data_folder} lacks {what if missing else 'its cases'}: run nnUNetv2_preprocess_like_nnssl without "
+            "--no_pp, which makes those that are missing"
+        )
+    numbers = [f for f in folds if isinstance(f, int)]
+    if not (folder / SPLITS_FILE).is_file():
+        if numbers and len(cases) < NUM_DEFAULT_FOLDS:
+            raise UserError(
+                f"{dataset} has {len(cases)} training cases; nnU-Net's {NUM_DEFAULT_FOLDS}-fold split needs at least "
+                f"{NUM_DEFAULT_FOLDS}: use -f all, or write a {SPLITS_FILE} into {folder}"
+            )
+        splits: list[dict[str, list[str]]] = [{}] * NUM_DEFAULT_FOLDS
+    else:
+        splits = _read_splits(folder / SPLITS_FILE)
+    for fold in numbers:
+        if fold >= len(splits):
+            raise UserError(f"there is no fold {fold}: the split of {dataset} has folds 0 to {len(splits) - 1}")
+        absent = sorted({c for part in splits[fold].values() for c in part if not is_complete(data_folder, c)})
+        if absent:
+            raise UserError(
+                f"{folder / SPLITS_FILE} names cases in fold {fold} that are not in {data_folder}: "
+                f"{', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}"
+            )
+
+
+def set_aside_previous_run(fold_folder: Path) -> Path | None:
+    """Rename a fold's folder that holds checkpoints, so that a new training does not overwrite them.
+
+    The new name does not start with `fold_`: stock nnU-Net takes every such folder with a number at its end for a fold.
+
+    Returns:
+        Where the earlier run is now, or None if there was none.
+    """
+    if not any(fold_folder.glob("checkpoint_*.pth")):
+        return None
+    stamp = datetime.now().strftime("%Y%m%d_%H%M%S")
+    previous = fold_folder.with_name(f"previous_{fold_folder.name}_{stamp}")
+    fold_folder.rename(previous)
+    return previous
+
+
+def _expected_cases(folder: Path, dataset: str, dataset_json: Mapping[str, Any]) -> list[str]:
+    """The dataset's training cases: from the raw data where it is, else from the labels kept for validation."""
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    try:
+        raw = nnunet_folder("nnUNet_raw") / dataset
+    except UserError:
+        raw = None
+    if raw is not None and (raw / "dataset.json").is_file():
+        return sorted(get_filenames_of_train_images_and_targets(str(raw), read_json(raw / "dataset.json")))
+    ending = dataset_json["file_ending"]
+    return sorted(p.name.removesuffix(ending) for p in (folder / "gt_segmentations").glob(f"*{ending}"))
+
+
+def _read_splits(path: Path) -> list[dict[str, list[str]]]:
+    import json
+
+    try:
+        splits = json.loads(path.read_text(encoding="utf-8"))
+        return [{"train": list(s["train"]), "val": list(s["val"])} for s in splits]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a split as nnU-Net writes it (a list of train and val lists)") from error
