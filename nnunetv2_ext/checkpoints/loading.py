@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ def load_as_data(path: Path) -> Any:
     import torch
 
     try:
-        with torch.serialization.safe_globals(numpy_scalar_types()):
+        with torch.serialization.safe_globals(numpy_scalar_types()), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # then refused, with a reason
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         asked_for = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))

@@ -177,9 +177,13 @@ def _dots(name: str) -> list[int]:
 
 
 def _nearest(value: str, prefixes: Iterable[str]) -> str | None:
-    """The same name under another parent (`encoder.eva` for `eva`), else one that is spelt alike."""
+    """The same name under another parent (`encoder.eva` for `eva`), a sister of it, or one that is spelt alike."""
     candidates = sorted(prefixes, key=lambda prefix: (prefix.count("."), len(prefix), prefix))
     for prefix in candidates:
         if prefix.endswith(f".{value}") or value.endswith(f".{prefix}"):
             return prefix
+    parent = value.rpartition(".")[0]
+    sisters = [prefix for prefix in candidates if parent and prefix.rpartition(".")[0] == parent]
+    if sisters:
+        return difflib.get_close_matches(value, sisters, n=1, cutoff=0.0)[0]
     return next(iter(difflib.get_close_matches(value, candidates, n=1, cutoff=0.6)), None)
