@@ -226,11 +226,18 @@ def test_a_warm_cache_serves_offline_without_a_request(hub: HubServer, fetch: An
     assert hub.requests == []
 
 
-def test_a_warm_cache_serves_while_the_hub_is_down(hub: HubServer, fetch: Any) -> None:
-    hub.add_repo("org/model", FILES)
-    first = fetch("org/model")
+@pytest.mark.parametrize("files", [FILES, {"checkpoint_final.pth": CHECKPOINT}], ids=["all files", "checkpoint alone"])
+@pytest.mark.parametrize("models", [True, False])
+def test_what_was_downloaded_serves_at_once_while_the_hub_is_down(
+    hub: HubServer, fetch: Any, tmp_path: Path, files: dict[str, bytes], models: bool
+) -> None:
+    hub.add_repo("org/model", files)
+    folder = {"nnssl_pretrained_models": str(tmp_path / "models")} if models else {}
+    first = fetch("org/model", **folder)
+    hub.requests.clear()
     hub.fail_first = 1000
-    assert fetch("org/model") == first
+    assert fetch("org/model", **folder) == first
+    assert hub.requests == ["HEAD /org/model/resolve/main/checkpoint_final.pth"]  # no waiting for retries
 
 
 @pytest.mark.parametrize("models", [True, False])
