@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import nnunetv2_ext
-from nnunetv2_ext.checkpoints.reading import PretrainedCheckpoint, read_checkpoint
+from nnunetv2_ext.checkpoints.reading import PretrainedCheckpoint, read_checkpoint, read_network_weights
 from nnunetv2_ext.checkpoints.sources import CheckpointFile, resolve_checkpoint_source
 from nnunetv2_ext.errors import UserError
 from tests.synthesis import DATA
@@ -139,6 +139,13 @@ def test_a_broken_plan_beside_is_named(tmp_path: Path, tiny: dict[str, Any]) -> 
 def test_odd_citations_are_left_out(tmp_path: Path, tiny: dict[str, Any], citations: Any) -> None:
     path = saved(tmp_path / "x.pth", {**tiny, "citations": citations})
     assert read(path).citations == []
+
+
+def test_weights_alone_need_no_plan(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    path = saved(tmp_path / "x.pth", {"network_weights": tiny["network_weights"]})
+    weights = read_network_weights(CheckpointFile(path, str(path)))
+    assert list(weights) == list(tiny["network_weights"])
+    assert all(torch.equal(tensor, tiny["network_weights"][name]) for name, tensor in weights.items())
 
 
 def test_no_plan_anywhere_is_refused(tmp_path: Path, tiny: dict[str, Any]) -> None:
