@@ -34,17 +34,20 @@ def check_patch_size(architecture: Mapping[str, Any], patch_size: Sequence[int],
         raise UserError(f"a patch size has {len(step)} positive numbers (voxels), not {_text(patch_size)}")
     below = [p // s * s for p, s in zip(patch_size, step, strict=True)]
     above = [-(-p // s) * s for p, s in zip(patch_size, step, strict=True)]
+    # one voxel left at the bottleneck
+    too_small = [list(step)] if family(architecture) == "cnn" else []
+    nearest = [size for size in (below, above) if min(size) > 0 and size not in too_small]
+    named = " or ".join(_text(size) for size in nearest or [[2 * step[0], *step[1:]]])
+    valid = f"the nearest valid size{'s are' if len(nearest) > 1 else ' is'} {named} (-ps)"
     if below != above:
-        nearest = " or ".join(_text(c) for c in (below, above) if min(c) > 0)
         raise UserError(
             f"{name} cannot take patches of {_text(patch_size)} voxels: each axis must be a multiple of "
-            f"{_text(step)}; the nearest valid sizes are {nearest} (-ps)"
+            f"{_text(step)}; {valid}"
         )
-    if family(architecture) == "cnn" and list(patch_size) == list(step):
-        larger = [2 * s for s in step]
+    if below in too_small:
         raise UserError(
             f"{name} leaves a single voxel of a {_text(patch_size)} patch at its bottleneck, which instance "
-            f"normalisation cannot train on; the nearest valid size is {_text([larger[0], *step[1:]])} (-ps)"
+            f"normalisation cannot train on; {valid}"
         )
 
 

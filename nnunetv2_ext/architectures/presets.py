@@ -6,6 +6,7 @@ class to import (`conv_op`, `norm_op`, ...) must stand in `IMPORTABLE`.
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -139,7 +140,7 @@ def downstream_architecture(
     requires_import = [k for k in (*_TORCH_IMPORTABLE, "block") if k in arguments]
     return {
         "network_class_name": class_path,
-        "arch_kwargs": {k: arguments[k] for k in _ARGUMENTS[class_path] if k in arguments},
+        "arch_kwargs": {k: copy.deepcopy(arguments[k]) for k in _ARGUMENTS[class_path] if k in arguments},
         "_kw_requires_import": requires_import,
     }
 
