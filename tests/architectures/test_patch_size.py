@@ -71,7 +71,7 @@ def test_a_patch_with_one_voxel_at_the_bottleneck_is_refused_as_torch_does() -> 
     architecture = architecture_of(TINY_RESENC)
     with pytest.raises(ValueError, match="more than 1 spatial element"):
         train_one_step(architecture, (8, 8, 8))
-    with pytest.raises(UserError, match="single voxel.*16 x 8 x 8"):
+    with pytest.raises(UserError, match=r"single voxel.*16 x 8 x 8"):
         check_patch_size(architecture, (8, 8, 8), "the network")
 
 
