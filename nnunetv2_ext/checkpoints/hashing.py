@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from nnunetv2_ext.files import write_json
 
 CHUNK_BYTES = 8 * 1024 * 1024
 PROGRESS_FROM_BYTES = 64 * 1024 * 1024
@@ -77,14 +79,5 @@ def _remembered() -> dict[str, Any]:
 def _remember(path: str, entry: dict[str, Any]) -> None:
     entries = {**{key: value for key, value in _remembered().items() if key != path}, path: entry}
     entries = dict(list(entries.items())[-REMEMBERED_FILES:])
-    temporary = None
-    try:
-        target = _cache_file()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=target.parent, suffix=".tmp", delete=False) as file:
-            temporary = file.name
-            json.dump(entries, file, indent=1)
-        os.replace(temporary, target)
-    except (OSError, RuntimeError):
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+    with suppress(OSError, RuntimeError):  # a read-only home, or none
+        write_json(_cache_file(), entries)

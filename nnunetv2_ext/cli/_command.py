@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -32,6 +34,7 @@ def run(parser: Parser, command: Callable[[argparse.Namespace], None], argv: Seq
     So do a full disk and a forbidden folder. Anything else is a bug and keeps its traceback.
     """
     args = parser.parse_args(argv)
+    _quieten_libraries()
     try:
         command(args)
     except UserError as error:
@@ -42,6 +45,12 @@ def run(parser: Parser, command: Callable[[argparse.Namespace], None], argv: Seq
         _fail(parser, f"{error.strerror}: {error.filename or 'while writing'}", args)
     except KeyboardInterrupt:
         _fail(parser, "interrupted", args, code=130)
+
+
+def _quieten_libraries() -> None:
+    """Leave out what others print and no user can act on: a torch deprecation in timm, the hub client's retries."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
 
 
 def _fail(parser: Parser, message: str, args: argparse.Namespace, code: int = 1) -> NoReturn:

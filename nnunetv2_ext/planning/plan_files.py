@@ -48,7 +48,7 @@ def read_plan(folder: Path, name: str) -> tuple[dict[str, Any], str]:
     plans = {path: completed(read_json(path)) for path in twins}
     (path, plan), *others = plans.items()
     for other_path, other in others:
-        if difference := next(_differences(plan, other), None):
+        if difference := first_difference(plan, other):
             raise UserError(
                 f"{path.name} and {other_path.name} are two names of one plan but differ in {difference}: "
                 f"copy the one that you edited over the other (both in {folder})"
@@ -79,8 +79,12 @@ def completed(plan_as_read: Mapping[str, Any]) -> dict[str, Any]:
     return plan
 
 
+def first_difference(a: Any, b: Any) -> str | None:
+    """Where two JSON values differ first, as `configurations.3d_fullres.batch_size (2 and 4)`; None if nowhere."""
+    return next(_differences(a, b), None)
+
+
 def _differences(a: Any, b: Any, where: str = "") -> Iterator[str]:
-    """Places where two JSON values differ, as `configurations.3d_fullres.batch_size (2 and 4)`."""
     if isinstance(a, dict) and isinstance(b, dict):
         for key in [*a, *(k for k in b if k not in a)]:
             yield from _differences(a.get(key), b.get(key), f"{where}.{key}" if where else str(key))

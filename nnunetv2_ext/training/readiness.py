@@ -11,6 +11,7 @@ import torch
 
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.nnunet_folders import CONFIGURATION, nnunet_folder, read_json
+from nnunetv2_ext.planning.plan_files import first_difference
 from nnunetv2_ext.preprocessing.cases import is_complete
 
 SPLITS_FILE = "splits_final.json"
@@ -90,6 +91,37 @@ def check_cases(
                 f"{folder / SPLITS_FILE} names cases in fold {fold} that are not in {data_folder}: "
                 f"{', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}"
             )
+
+
+def check_results_folder(
+    model_folder: Path, plan: Mapping[str, Any], folds: Sequence[int | str], *, continues: bool
+) -> None:
+    """Refuse to put folds of two different plans into one results folder, whose `plans.json` all folds share.
+
+    Stock nnU-Net rebuilds every fold's network, and its preprocessing, from that one file.
+
+    Args:
+        model_folder: `TRAINER__PLANS__CONFIGURATION`.
+        plan: a ptPlan.
+        folds: about to be trained; unless they continue, what they hold is set aside and does not count.
+        continues: whether these folds go on from their checkpoints.
+
+    Raises:
+        UserError: names the difference.
+    """
+    path = model_folder / "plans.json"
+    trained = {p.parent.name for p in model_folder.glob("fold_*/checkpoint_*.pth")}
+    if not continues:
+        trained -= {f"fold_{fold}" for fold in folds}
+    if not trained or not path.is_file():
+        return
+    there = read_json(path)
+    shared = ("configurations", "transpose_forward", "image_reader_writer")
+    if difference := first_difference({k: there.get(k) for k in shared}, {k: plan.get(k) for k in shared}):
+        raise UserError(
+            f"{model_folder} holds {', '.join(sorted(trained))}, trained with another plan of this name: it differs "
+            f"in {difference}; plan under another name (-n), or move that folder away"
+        )
 
 
 def set_aside_previous_run(fold_folder: Path) -> Path | None:

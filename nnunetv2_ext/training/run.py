@@ -29,7 +29,13 @@ from nnunetv2_ext.planning.names import FROM_SCRATCH_SUFFIX
 from nnunetv2_ext.planning.plan_files import read_plan
 from nnunetv2_ext.recipes.recipe import recipe_for, recipe_from_dict
 from nnunetv2_ext.training.fold_records import stored_recipe
-from nnunetv2_ext.training.readiness import check_cases, check_device, parse_folds, set_aside_previous_run
+from nnunetv2_ext.training.readiness import (
+    check_cases,
+    check_device,
+    check_results_folder,
+    parse_folds,
+    set_aside_previous_run,
+)
 
 TRAINER = "PretrainedTrainer"
 
@@ -104,16 +110,20 @@ def train(dataset: str, configuration: str, folds: Sequence[str], plans: str, op
     if options.from_scratch and not plan["plans_name"].endswith(FROM_SCRATCH_SUFFIX):
         plan["plans_name"] += FROM_SCRATCH_SUFFIX
         long_name += FROM_SCRATCH_SUFFIX
+        plan["finetuning"] = {**(plan.get("finetuning") or {}), "from_scratch": True}
     dataset_json = read_json(folder / "dataset.json")
     check_cases(folder, name, plan, dataset_json, fold_list)
     results = nnunet_folder("nnUNet_results") / name
     model_folder = results / f"{TRAINER}__{plan['plans_name']}__{CONFIGURATION}"
+    check_results_folder(model_folder, plan, fold_list, continues=options.continue_training or options.only_validate)
     jobs = [
         FoldJob(_training_plan(plan, model_folder / f"fold_{fold}", options), dataset_json, fold, options)
         for fold in fold_list
     ]
 
-    _write_twin(folder, jobs[0].plan)
+    _write_twin(folder, plan)
+    model_folder.mkdir(parents=True, exist_ok=True)
+    _link_long_name(model_folder, f"{TRAINER}__{long_name}__{CONFIGURATION}")
     _set_threads(options.device)
     for job in jobs:
         fold_folder = model_folder / f"fold_{job.fold}"
@@ -122,7 +132,6 @@ def train(dataset: str, configuration: str, folds: Sequence[str], plans: str, op
             if previous:
                 print(f"{fold_folder.name} held an earlier run; it is kept as {previous}")
         _run(job)
-        _link_long_name(model_folder, f"{TRAINER}__{long_name}__{CONFIGURATION}")
     device = "" if options.device == "cuda" else f" -device {options.device}"
     print(
         f"\nModel: {model_folder}\nNext:\n  nnUNetv2_predict -i INPUT_FOLDER -o OUTPUT_FOLDER -d {dataset_id(name)} "

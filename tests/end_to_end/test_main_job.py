@@ -58,7 +58,9 @@ def test_the_fold_knows_how_it_was_trained(resenc_model: Model) -> None:
 
 def test_primus_trains_with_adamw_without_another_trainer_or_suffix(primus_model: Model) -> None:
     recipe = json.loads((primus_model.fold / "finetuning.json").read_text())["recipe"]
-    groups = torch.load(primus_model.fold / "checkpoint_final.pth", weights_only=True)["optimizer_state"]["param_groups"]
+    groups = torch.load(primus_model.fold / "checkpoint_final.pth", weights_only=True)["optimizer_state"][
+        "param_groups"
+    ]
     assert (recipe["optimizer"], recipe["gradient_clipping"], recipe["initial_lr"]) == ("adamw", 1.0, 1e-4)
     assert tuple(groups[0]["betas"]) == (0.9, 0.98)
     assert groups[0]["weight_decay"] == 0.05

@@ -105,7 +105,9 @@ def environment_without_plugin(tmp_path: Path, resenc_model: Model) -> tuple[Pat
     # a path file's folders are searched, but path files in them (an editable install of this plugin) are not read
     (purelib / "others.pth").write_text("\n".join(site_packages))
     env = {k: v for k, v in resenc_model.workplace.env.items() if k != "PYTHONPATH"}
-    absent = subprocess.run([python, "-c", "import nnunetv2_ext"], env=env, cwd=tmp_path, capture_output=True, text=True)
+    absent = subprocess.run(
+        [python, "-c", "import nnunetv2_ext"], env=env, cwd=tmp_path, capture_output=True, text=True
+    )
     assert "ModuleNotFoundError" in absent.stderr, "the plugin must not be importable there"
     return python, env
 

@@ -198,9 +198,7 @@ def test_without_deep_supervision_every_trained_parameter_gets_a_gradient(
     assert not without, "DDP would wait for these for ever"
 
 
-def test_primus_survives_what_nnunet_does_to_deep_supervision(
-    planned_primus: Model, make_trainer: MakeTrainer
-) -> None:
+def test_primus_survives_what_nnunet_does_to_deep_supervision(planned_primus: Model, make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(planned_primus)
     trainer.initialize()
     trainer.set_deep_supervision_enabled(True)
