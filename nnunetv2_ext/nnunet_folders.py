@@ -40,7 +40,7 @@ def dataset_name(name_or_id: str) -> str:
     known = sorted({p.name for f in folders if f.is_dir() for p in f.glob("Dataset???_*") if p.is_dir()})
     if name_or_id.startswith("Dataset"):
         matches = [n for n in known if n == name_or_id]
-    elif name_or_id.isdigit():
+    elif name_or_id.isdecimal():
         matches = [n for n in known if n.startswith(f"Dataset{int(name_or_id):03d}_")]
     else:
         raise UserError(f"-d takes dataset ids or names (4, Dataset004_Hippocampus), not {name_or_id!r}")

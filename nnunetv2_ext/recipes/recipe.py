@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from nnunetv2_ext.errors import UserError
 
@@ -72,6 +73,7 @@ class Recipe:
             *((k, 0 <= getattr(self, k) <= 1, "between 0 and 1") for k in shares),
             ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or a positive number"),
             ("warmup_epochs", 0 <= self.warmup_epochs <= self.num_epochs, f"0 to num_epochs ({self.num_epochs})"),
+            ("momentum", self.momentum > 0 or not self.nesterov, "above 0 with nesterov"),
             ("gradient_clipping", self.gradient_clipping <= STOCK_GRADIENT_CLIPPING, "at most 12, nnU-Net's own limit"),
             ("betas", len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers from 0 to below 1"),
         ]:
@@ -136,11 +138,12 @@ def recipe_from_dict(stored: Mapping[str, Any], overrides: Sequence[str] = ()) -
 def _parsed(overrides: Sequence[str]) -> dict[str, Any]:
     """`key=value` words as a dict with YAML's types."""
     for word in overrides:
-        if "=" not in word or not word.split("=", 1)[1]:
+        key, _, value = word.partition("=")
+        if not key or not value:
             raise UserError(f"--set takes key=value, not {word!r}")
     try:
         content = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, YAMLError) as error:
         raise UserError(f"--set {' '.join(overrides)}: {_first_line(error)}") from error
     assert isinstance(content, dict)
     return _known({str(k): v for k, v in content.items()})
@@ -151,7 +154,7 @@ def _known(content: dict[str, Any]) -> dict[str, Any]:
     known = [f.name for f in dataclasses.fields(Recipe)]
     for key in content:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+            close = difflib.get_close_matches(key, known, n=1, cutoff=0.4) or [k for k in known if str(key) in k]
             hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
             raise UserError(f"recipe: there is no {key}; {hint}")
     return content
