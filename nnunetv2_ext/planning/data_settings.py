@@ -26,7 +26,8 @@ def settings_that_shape_data(plan: Mapping[str, Any], configuration: Mapping[str
     """Everything in a plan that decides what a preprocessed case looks like, in JSON's types."""
     settings = {k: plan.get(k) for k in _PLAN_KEYS} | {k: configuration.get(k) for k in _CONFIGURATION_KEYS}
     if configuration.get("resampling_fn_data") != "no_resampling_hack":
-        settings["spacing"] = [float(s) for s in configuration.get("spacing") or []]
+        # plans of the fork have None for no resampling
+        settings["spacing"] = [None if s is None else float(s) for s in configuration.get("spacing") or []]
     if "CTNormalization" in (configuration.get("normalization_schemes") or []):
         settings["foreground_intensity_properties"] = plan.get("foreground_intensity_properties_per_channel")
     return dict(json.loads(json.dumps(settings, sort_keys=True)))

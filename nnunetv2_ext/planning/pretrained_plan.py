@@ -113,7 +113,7 @@ def make_plan(
     plan["finetuning"] = {"recipe": recipe_for(family(architecture)).as_dict()}
     plan["pretrain_info"] = _pretrain_info(checkpoint, options.name, patch_size, sha256)
 
-    network = build_on_meta_device(architecture, len(schemes), len(dataset_json["labels"]))
+    network = build_on_meta_device(architecture, len(schemes), _num_outputs(plan, dataset_json))
     _, report = transfer_encoder(
         network,
         checkpoint.network_weights,
@@ -129,6 +129,13 @@ def _resolved_configuration(plan: Mapping[str, Any]) -> dict[str, Any]:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     return copy.deepcopy(PlansManager(copy.deepcopy(dict(plan))).get_configuration(CONFIGURATION).configuration)
+
+
+def _num_outputs(plan: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> int:
+    """Segmentation heads as nnU-Net counts them: regions have their own, an ignore label has none."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    return int(PlansManager(dict(plan)).get_label_manager(dict(dataset_json)).num_segmentation_heads)
 
 
 def _normalization(
