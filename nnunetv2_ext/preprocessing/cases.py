@@ -75,8 +75,9 @@ def workspace_in(folder: Path) -> Iterator[Path]:
     parent = folder / UNFINISHED
     parent.mkdir(parents=True, exist_ok=True)
     host = socket.gethostname()
-    for left_over in parent.glob(f"{host}-*-*"):
-        if not _is_running(left_over.name):
+    for left_over in parent.iterdir():
+        owner, _, process = left_over.name.rpartition("-")[0].rpartition("-")
+        if owner == host and not _is_running(process):
             shutil.rmtree(left_over, ignore_errors=True)
     workspace = Path(tempfile.mkdtemp(prefix=f"{host}-{os.getpid()}-", dir=parent))
     try:
@@ -87,10 +88,10 @@ def workspace_in(folder: Path) -> Iterator[Path]:
             parent.rmdir()
 
 
-def _is_running(workspace_name: str) -> bool:
+def _is_running(process: str) -> bool:
     try:
-        os.kill(int(workspace_name.rsplit("-", 2)[1]), 0)
-    except (ProcessLookupError, ValueError):
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
         return False
     except PermissionError:
         return True

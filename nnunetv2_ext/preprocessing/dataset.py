@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -19,6 +20,9 @@ from nnunetv2_ext.files import whole_or_absent, write_json
 from nnunetv2_ext.nnunet_folders import CONFIGURATION, preprocessed_folder, raw_folder, read_json
 from nnunetv2_ext.planning.data_settings import settings_file, settings_that_shape_data
 from nnunetv2_ext.preprocessing.cases import CaseJob, is_complete, preprocess_case, workspace_in
+
+# What concerns every case that comes after; any other fault in reading or writing is the case's own
+_FAULTS_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,15 @@ def preprocess_dataset(
 
     raw, target = raw_folder(dataset), preprocessed_folder(dataset)
     dataset_json = read_json(raw / "dataset.json")
-    cases = get_filenames_of_train_images_and_targets(str(raw), dataset_json)
+    try:
+        cases = get_filenames_of_train_images_and_targets(str(raw), dataset_json)
+    except FileNotFoundError:  # no imagesTr
+        cases = {}
     if not cases:
         raise UserError(f"{raw} has no training cases (imagesTr, labelsTr)")
+    if unlabelled := [case for case, files in cases.items() if not Path(files["label"]).is_file()]:
+        more = f" (nor for {len(unlabelled) - 1} more cases)" if len(unlabelled) > 1 else ""
+        raise UserError(f"there is no label {cases[unlabelled[0]]['label']} for its images in imagesTr{more}")
     folder = target / plan["configurations"][CONFIGURATION]["data_identifier"]
     folder.mkdir(parents=True, exist_ok=True)
     _record_settings(target, plan)
@@ -96,9 +106,9 @@ def _run(jobs: Sequence[CaseJob], num_processes: int) -> Iterator[tuple[str, Bas
         for job in jobs:
             try:
                 preprocess_case(job)
-            except OSError:
-                raise  # a full or read-only disk concerns all cases
             except Exception as error:
+                if _concerns_all_cases(error):
+                    raise
                 yield job.case, error
             else:
                 yield job.case, None
@@ -108,7 +118,7 @@ def _run(jobs: Sequence[CaseJob], num_processes: int) -> Iterator[tuple[str, Bas
         try:
             for future in as_completed(futures):
                 fault = future.exception()
-                if isinstance(fault, (BrokenProcessPool, OSError)):
+                if fault is not None and _concerns_all_cases(fault):
                     raise fault
                 yield futures[future], fault
         except BrokenProcessPool as error:
@@ -118,6 +128,10 @@ def _run(jobs: Sequence[CaseJob], num_processes: int) -> Iterator[tuple[str, Bas
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _concerns_all_cases(fault: BaseException) -> bool:
+    return isinstance(fault, BrokenProcessPool) or getattr(fault, "errno", None) in _FAULTS_OF_THE_MACHINE
 
 
 def _record_settings(target: Path, plan: Mapping[str, Any]) -> None:
