@@ -37,4 +37,5 @@ def nnunet_environment(root: Path) -> dict[str, str]:
         "nnUNet_compile": "f",
         "XDG_CACHE_HOME": str(root / "cache"),
         "OMP_NUM_THREADS": "2",
+        "OMP_WAIT_POLICY": "passive",  # spinning threads starve each other where commands share two cores
     }

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from nnunetv2_ext.checkpoints.hub import CONFIG_FILE, PLAN_FILE, HubFiles, fetch, fetch_if_present
 from nnunetv2_ext.checkpoints.hub_address import CHECKPOINT_FILE, HubAddress
 from nnunetv2_ext.errors import UserError
+from nnunetv2_ext.files import write_json
 
 RECORD_FILE = "hub_source.json"
 DEFAULT_BRANCH = "main"
@@ -110,8 +110,4 @@ def _read_record(folder: Path) -> _Record:
 
 
 def _write_record(folder: Path, record: _Record) -> None:
-    text = json.dumps({"repo": record.repo, "commits": record.commits}, indent=1)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=folder, suffix=".tmp", delete=False) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)  # the temporary file is private, the folder may be shared
-    os.replace(file.name, folder / RECORD_FILE)
+    write_json(folder / RECORD_FILE, {"repo": record.repo, "commits": record.commits})

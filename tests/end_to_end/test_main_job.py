@@ -180,3 +180,15 @@ def test_help_does_not_import_torch(command: str, workplace: Workplace) -> None:
         "with contextlib.suppress(SystemExit): main(['--help'])\nassert 'torch' not in sys.modules"
     )
     run_command("python", "-c", code, env=workplace.env)
+
+
+def test_several_datasets_are_planned_for_one_checkpoint(workplace: Workplace, tmp_path: Path) -> None:
+    place = copy_of(workplace, tmp_path)
+    for folder in ("nnUNet_raw", "nnUNet_preprocessed"):
+        (tmp_path / folder / "Dataset998_Other").symlink_to(tmp_path / folder / place.raw.name)
+    result = run_command(
+        "nnUNetv2_preprocess_like_nnssl", "-d", 999, "Dataset998_Other", "-n", "both", "-pc", TINY_RESENC, "--no_pp",
+        env=place.env,
+    )  # fmt: skip
+    for dataset in (999, 998):
+        assert f"nnUNetv2_train_pretrained -d {dataset} -c 3d_fullres -f 0 -p ptPlans__both____" in result.stdout
