@@ -75,9 +75,10 @@ def test_a_plain_unet_is_found_under_another_prefix() -> None:
 
 def test_a_plain_unet_finds_a_stem_that_the_checkpoint_keeps_elsewhere() -> None:
     pretrained = plain_unet(classes=1).state_dict()
-    moved = renamed(
-        dict(pretrained), {"encoder.stages.0": "first", "encoder.stages.1": "e.1", "encoder.stages.2": "e.2"}
-    )
+    stages = {"encoder.stages.0": "first", "encoder.stages.1": "e.1", "encoder.stages.2": "e.2"}
+    moved = renamed(dict(pretrained), stages)
+    decoys = renamed(dict(pretrained), {"encoder.stages.0": "e.0"})
+    moved |= {name: torch.zeros_like(tensor) for name, tensor in decoys.items()}
     ours = loaded(plain_unet(), moved, PartKeys("e", "first", ("first.0.convs.0.conv",)))
     assert all(torch.equal(tensor, pretrained[name]) for name, tensor in ours.items())
 
