@@ -12,6 +12,9 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
 
+# Threads that wait for each other sleep instead of spinning: seven times faster when two trainings share two cores.
+export OMP_WAIT_POLICY ?= passive
+
 .PHONY: demo test test-long lint
 .DELETE_ON_ERROR:
 
