@@ -152,14 +152,14 @@ def family(architecture: Mapping[str, Any]) -> str:
 
 def _check_arguments(name: str, class_path: str, arguments: Mapping[str, Any]) -> None:
     if missing := [a for a in _REQUIRED[class_path] if arguments.get(a) is None]:
-        raise UserError(f"the checkpoint's arch_kwargs for {name} lack {', '.join(missing)}")
+        raise UserError(f"the arguments of {name} (arch_kwargs) lack {', '.join(missing)}")
     # None stands for a default in some files; an argument that we do not know may change what the weights mean
     if unknown := [k for k, v in arguments.items() if k not in _ARGUMENTS[class_path] and v is not None]:
-        raise UserError(f"{name} takes no argument {', '.join(sorted(unknown))} that the checkpoint's arch_kwargs have")
+        raise UserError(f"{name} takes no argument {', '.join(sorted(unknown))} (arch_kwargs)")
     for argument, known in IMPORTABLE.items():
         value = arguments.get(argument)
         if value is not None and value not in known:
-            raise UserError(f"{argument} of {name} is {value!r} in the checkpoint; known are {', '.join(known)}")
+            raise UserError(f"{argument} of {name} (arch_kwargs) is {value!r}; known are {', '.join(known)}")
 
 
 def _per_axis(value: Any) -> list[int]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_ext.architectures.presets import PRESETS, downstream_architecture
+from nnunetv2_ext.architectures.presets import downstream_architecture
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.files import write_json
 from nnunetv2_ext.nnunet_folders import CONFIGURATION, read_json
@@ -45,7 +45,7 @@ def read_plan(folder: Path, name: str) -> tuple[dict[str, Any], str]:
         there = sorted(p.stem for p in folder.glob("ptPlans__*.json"))
         hint = f"; there are {', '.join(there)}" if there else "; nnUNetv2_preprocess_like_nnssl makes one"
         raise UserError(f"there is no plan {stem} (-p) in {folder}{hint}")
-    plans = {path: completed(read_json(path)) for path in twins}
+    plans = {path: completed(_read_pt_plan(path)) for path in twins}
     (path, plan), *others = plans.items()
     for other_path, other in others:
         if difference := first_difference(plan, other):
@@ -53,21 +53,33 @@ def read_plan(folder: Path, name: str) -> tuple[dict[str, Any], str]:
                 f"{path.name} and {other_path.name} are two names of one plan but differ in {difference}: "
                 f"copy the one that you edited over the other (both in {folder})"
             )
-    if "pretrain_info" not in plan:
-        raise UserError(f"{path} has no pretrain_info: it was not made by nnUNetv2_preprocess_like_nnssl")
-    if CONFIGURATION not in plan.get("configurations", {}):
-        raise UserError(f"{path} has no configuration {CONFIGURATION}")
     long = next((p.stem for p in twins if p.stem != inner), inner)
     return plan, long
 
 
+def _read_pt_plan(path: Path) -> dict[str, Any]:
+    plan = read_json(path)
+    if "pretrain_info" not in plan:
+        raise UserError(f"{path} has no pretrain_info: it was not made by nnUNetv2_preprocess_like_nnssl")
+    if CONFIGURATION not in plan.get("configurations", {}):
+        raise UserError(f"{path} has no configuration {CONFIGURATION}")
+    return plan
+
+
 def completed(plan_as_read: Mapping[str, Any]) -> dict[str, Any]:
-    """The plan with an inner name without `__`, a full class path for its network, and a numeric spacing."""
+    """The plan with an inner name without `__`, a full class path for its network, and a numeric spacing.
+
+    Networks are looked up like those of checkpoints: stock nnU-Net would import whatever class a plan names. A Primus
+    gets the configuration's patch size for its input shape, so that one number is enough to edit.
+
+    Raises:
+        UserError: a network that is not known.
+    """
     plan: dict[str, Any] = copy.deepcopy(dict(plan_as_read))
     plan["plans_name"] = inner_plans_name(str(plan.get("plans_name", "")))
     for configuration in plan.get("configurations", {}).values():
         architecture = configuration.get("architecture", {})
-        if architecture.get("network_class_name") in PRESETS:
+        if "network_class_name" in architecture:
             configuration["architecture"] = downstream_architecture(
                 architecture["network_class_name"], architecture.get("arch_kwargs"), configuration["patch_size"]
             )

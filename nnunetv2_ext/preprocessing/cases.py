@@ -73,19 +73,25 @@ def preprocess_case(job: CaseJob) -> None:
 def workspace_in(folder: Path) -> Iterator[Path]:
     """A sub-folder for this run's unfinished cases, gone afterwards; those of dead runs on this machine go too."""
     parent = folder / UNFINISHED
-    parent.mkdir(parents=True, exist_ok=True)
     host = socket.gethostname()
-    for left_over in parent.iterdir():
+    for left_over in parent.iterdir() if parent.is_dir() else ():
         owner, _, process = left_over.name.rpartition("-")[0].rpartition("-")
         if owner == host and not _is_running(process):
             shutil.rmtree(left_over, ignore_errors=True)
-    workspace = Path(tempfile.mkdtemp(prefix=f"{host}-{os.getpid()}-", dir=parent))
+    workspace = _make_workspace(parent, f"{host}-{os.getpid()}-")
     try:
         yield workspace
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
         with suppress(OSError):  # another run may be using it
             parent.rmdir()
+
+
+def _make_workspace(parent: Path, prefix: str) -> Path:
+    while True:
+        parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # another run has just ended and removed the empty parent
+            return Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
 
 
 def _is_running(process: str) -> bool:

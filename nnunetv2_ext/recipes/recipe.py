@@ -139,7 +139,7 @@ def _parsed(overrides: Sequence[str]) -> dict[str, Any]:
     """`key=value` words as a dict with YAML's types."""
     for word in overrides:
         key, _, value = word.partition("=")
-        if not key or not value:
+        if not key or not value or value == "???":  # OmegaConf's word for a value that is missing
             raise UserError(f"--set takes key=value, not {word!r}")
     try:
         content = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))

@@ -175,7 +175,7 @@ def test_a_name_that_could_be_imported_is_not(monkeypatch: pytest.MonkeyPatch) -
 def test_a_class_that_is_not_in_the_table_is_refused(argument: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pydoc.locate", lambda name: pytest.fail(f"{name} was looked up"))
     name, arguments = arguments_of(TINY_RESENC)
-    with pytest.raises(UserError, match=rf"{argument} of {name} is 'os\.system'"):
+    with pytest.raises(UserError, match=rf"{argument} of {name} \(arch_kwargs\) is 'os\.system'"):
         downstream_architecture(name, {**arguments, argument: "os.system"}, PATCH)
 
 

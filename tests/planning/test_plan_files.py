@@ -153,3 +153,9 @@ def test_a_plan_of_the_fork_with_a_spacing_keeps_it_and_its_resampling(
     stock = base_plan["configurations"]["3d_fullres"]
     assert configuration["spacing"] == [1, 1, 1]
     assert configuration["resampling_fn_data"] == stock["resampling_fn_data"] != "no_resampling_hack"
+
+
+def test_a_network_that_is_not_in_the_table_is_refused(base_plan: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "ptPlans__x____y.json").write_text(json.dumps(fork_plan(base_plan, "os.system", "ptPlans__x____y", "y")))
+    with pytest.raises(UserError, match=r"'os\.system' is not known"):
+        read_plan(tmp_path, "ptPlans__x____y")
