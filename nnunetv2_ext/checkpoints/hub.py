@@ -1,29 +1,15 @@
-"""Files of a hub repository, fetched with the hub's own client: its progress bar, retries, token and offline mode hold.
-
-They go into the hub's cache or, as the nnssl fork has it, into `$nnssl_pretrained_models/ORG_NAME` if that is set.
-"""
+"""A hub repository's files: in the hub's own cache or, as in the nnssl fork, in `$nnssl_pretrained_models/ORG_NAME`."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from nnunetv2_ext.checkpoints.hub_address import CHECKPOINT_FILE, HubAddress
-from nnunetv2_ext.checkpoints.hub_errors import explain_hub_error
+from nnunetv2_ext.checkpoints.hub_client import CONFIG_FILE, PLAN_FILE, HubFiles, fetch, fetch_if_present
+from nnunetv2_ext.checkpoints.hub_folder import download_into_folder
 
-PLAN_FILE = "adaptation_plan.json"
-CONFIG_FILE = "config.json"
 MODELS_VARIABLE = "nnssl_pretrained_models"
-
-
-@dataclass(frozen=True)
-class HubFiles:
-    """Where the files of one commit lie. The plan may be absent: most checkpoints hold it themselves."""
-
-    checkpoint: Path
-    adaptation_plan: Path | None
-    commit: str | None
 
 
 def models_folder() -> Path | None:
@@ -44,32 +30,7 @@ def download_from_hub(address: HubAddress) -> HubFiles:
     models = models_folder()
     if models is None:
         return _into_cache(address)
-    from nnunetv2_ext.checkpoints.hub_folder import download_into_folder
-
     return download_into_folder(address, models / address.folder_name)
-
-
-def fetch(address: HubAddress, file_name: str, folder: Path | None = None) -> Path:
-    """Fetch one file that must exist, into the hub's cache or a folder. Every fault is a `UserError`."""
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(address.repo_id, file_name, revision=address.revision, local_dir=folder))
-    except Exception as error:
-        raise explain_hub_error(error, address, file_name) from error
-
-
-def fetch_if_present(address: HubAddress, file_name: str, folder: Path | None = None) -> Path | None:
-    """Fetch one file that the repository may lack. Out of reach counts as lacking: the checkpoint is here already."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(address.repo_id, file_name, revision=address.revision, local_dir=folder))
-    except EntryNotFoundError:
-        return None
-    except Exception as error:
-        raise explain_hub_error(error, address, file_name) from error
 
 
 def _into_cache(address: HubAddress) -> HubFiles:

@@ -13,8 +13,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nnunetv2_ext.checkpoints.hub import CONFIG_FILE, PLAN_FILE, HubFiles, fetch, fetch_if_present
 from nnunetv2_ext.checkpoints.hub_address import CHECKPOINT_FILE, HubAddress
+from nnunetv2_ext.checkpoints.hub_client import CONFIG_FILE, PLAN_FILE, HubFiles, fetch, fetch_if_present
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.files import write_json
 

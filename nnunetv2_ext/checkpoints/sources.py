@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_ext.checkpoints.hashing import sha256_of_file
-from nnunetv2_ext.checkpoints.hub import MODELS_VARIABLE, PLAN_FILE, download_from_hub, models_folder
+from nnunetv2_ext.checkpoints.hub import MODELS_VARIABLE, download_from_hub, models_folder
 from nnunetv2_ext.checkpoints.hub_address import CHECKPOINT_FILE, HubAddress, is_url, parse_hub_url, parse_short_form
+from nnunetv2_ext.checkpoints.hub_client import PLAN_FILE
 from nnunetv2_ext.errors import UserError
 
 WEIGHT_FILE_ENDINGS = (".pth", ".pt", ".ckpt")

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from nnunetv2_ext.checkpoints import sources
-from nnunetv2_ext.checkpoints.hub import HubFiles
 from nnunetv2_ext.checkpoints.hub_address import HubAddress, parse_hub_url, parse_short_form
+from nnunetv2_ext.checkpoints.hub_client import HubFiles
 from nnunetv2_ext.checkpoints.sources import CheckpointFile, locate_recorded_checkpoint, resolve_checkpoint_source
 from nnunetv2_ext.errors import UserError
 from tests.synthesis import DATA

@@ -156,6 +156,7 @@ def test_a_plan_of_the_fork_with_a_spacing_keeps_it_and_its_resampling(
 
 
 def test_a_network_that_is_not_in_the_table_is_refused(base_plan: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "ptPlans__x____y.json").write_text(json.dumps(fork_plan(base_plan, "os.system", "ptPlans__x____y", "y")))
+    plan = fork_plan(base_plan, "os.system", "ptPlans__x____y", "y")
+    (tmp_path / "ptPlans__x____y.json").write_text(json.dumps(plan))
     with pytest.raises(UserError, match=r"'os\.system' is not known"):
         read_plan(tmp_path, "ptPlans__x____y")
