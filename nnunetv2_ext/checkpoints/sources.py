@@ -139,7 +139,9 @@ def _recorded_places(pretrain_info: Mapping[str, Any]) -> list[tuple[str, Callab
         at = f"at commit {revision[:8]}" if revision else "on its default branch"
         places.append((f"{repo} on the hub {at}", partial(_from_hub, HubAddress(repo, revision), source or repo)))
     elif source is not None and source != path:
-        places.append((f"the source '{source}'", partial(resolve_checkpoint_source, source)))
+        # without a repository in the record it was local: never ask the hub for a folder that has gone
+        here = Path(source).expanduser().absolute()
+        places.append((f"the source '{source}'", partial(_from_local_path, here, source)))
 
     models = models_folder()
     if models is None:

@@ -33,11 +33,11 @@ def find_base_plan(dataset: str, name: str | None = None, *, num_processes: int,
         show_progress: show nnU-Net's progress bar.
 
     Raises:
-        UserError: the named plan does not exist, or has no `3d_fullres` (a 2D dataset).
+        UserError: the named plan does not exist, is a ptPlan, or has no `3d_fullres` (a 2D dataset).
     """
     folder = preprocessed_folder(dataset)
     if name is not None and not (folder / f"{name}.json").is_file():
-        there = sorted(p.stem for p in folder.glob("*Plans*.json"))
+        there = sorted(p.stem for p in folder.glob("*Plans*.json") if not p.name.startswith("ptPlans"))
         raise UserError(
             f"there is no plan {name} (-pl) in {folder}" + (f"; there are {', '.join(there)}" if there else "")
         )
@@ -48,6 +48,11 @@ def find_base_plan(dataset: str, name: str | None = None, *, num_processes: int,
         _plan_with_nnunet(dataset, num_processes, show_progress)
         found = BASE_PLANS[0]
     plan = read_json(folder / f"{found}.json")
+    if "pretrain_info" in plan:
+        raise UserError(
+            f"{found} (-pl) was made for a pre-trained checkpoint, with a spacing and resampling of its own: "
+            "start from one of nnU-Net's own plans"
+        )
     if CONFIGURATION not in plan.get("configurations", {}):
         raise UserError(
             f"{dataset} has no {CONFIGURATION} configuration in {folder / f'{found}.json'} (a 2D dataset?): "

@@ -42,6 +42,8 @@ def read_plan(folder: Path, name: str) -> tuple[dict[str, Any], str]:
     inner = inner_plans_name(stem)
     twins = sorted(p for p in folder.glob("ptPlans*.json") if inner_plans_name(p.stem) == inner)
     if not twins:
+        if (folder / f"{stem}.json").is_file():
+            raise UserError(f"{stem} (-p) is nnU-Net's own plan: nnUNetv2_preprocess_like_nnssl makes one from it")
         there = sorted(p.stem for p in folder.glob("ptPlans__*.json"))
         hint = f"; there are {', '.join(there)}" if there else "; nnUNetv2_preprocess_like_nnssl makes one"
         raise UserError(f"there is no plan {stem} (-p) in {folder}{hint}")

@@ -23,7 +23,7 @@ from nnunetv2_ext.planning import names
 from nnunetv2_ext.planning.base_plan import find_base_plan
 from nnunetv2_ext.planning.data_settings import choose_data_identifier, settings_that_shape_data
 from nnunetv2_ext.planning.modes import target_spacing
-from nnunetv2_ext.planning.plan_files import write_plan
+from nnunetv2_ext.planning.plan_files import first_difference, write_plan
 from nnunetv2_ext.planning.pretrained_plan import PlanOptions, make_plan
 from nnunetv2_ext.preprocessing.dataset import preprocess_dataset
 
@@ -143,6 +143,9 @@ def _write(dataset: str, plan: dict[str, Any], pretraining_name: str, verbose: b
             f"Another plan preprocessed {identifier} with other settings, so this one gets a folder of its own: "
             f"{configuration['data_identifier']}"
         )
+    before = folder / f"{stem}.json"
+    if before.is_file() and (difference := first_difference(read_json(before), plan)):
+        print(f"This replaces an earlier plan of the same name, which differed in {difference}")
     paths: list[Path] = write_plan(folder, stem, plan)
     print(f"Plan: {paths[-1]}")
     print(f"      (stock nnU-Net commands take it as -p {plan['plans_name']})")

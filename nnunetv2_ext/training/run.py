@@ -114,6 +114,8 @@ def train(dataset: str, configuration: str, folds: Sequence[str], plans: str, op
     dataset_json = read_json(folder / "dataset.json")
     check_cases(folder, name, plan, dataset_json, fold_list)
     results = nnunet_folder("nnUNet_results") / name
+    if plan["configurations"][CONFIGURATION]["batch_size"] < options.num_gpus:
+        raise UserError(f"-num_gpus {options.num_gpus} is more than the plan's batch size: plan with a larger -bs")
     model_folder = results / f"{TRAINER}__{plan['plans_name']}__{CONFIGURATION}"
     check_results_folder(model_folder, plan, fold_list, continues=options.continue_training or options.only_validate)
     jobs = [
@@ -121,7 +123,7 @@ def train(dataset: str, configuration: str, folds: Sequence[str], plans: str, op
         for fold in fold_list
     ]
 
-    _write_twin(folder, plan)
+    _write_for_stock_commands(folder, plan, replace=options.from_scratch)
     model_folder.mkdir(parents=True, exist_ok=True)
     _link_long_name(model_folder, f"{TRAINER}__{long_name}__{CONFIGURATION}")
     _set_threads(options.device)
@@ -132,6 +134,8 @@ def train(dataset: str, configuration: str, folds: Sequence[str], plans: str, op
             if previous:
                 print(f"{fold_folder.name} held an earlier run; it is kept as {previous}")
         _run(job)
+    if options.disable_checkpointing:
+        return
     device = "" if options.device == "cuda" else f" -device {options.device}"
     print(
         f"\nModel: {model_folder}\nNext:\n  nnUNetv2_predict -i INPUT_FOLDER -o OUTPUT_FOLDER -d {dataset_id(name)} "
@@ -163,10 +167,13 @@ def _training_plan(plan: dict[str, Any], fold_folder: Path, options: TrainingOpt
     return plan
 
 
-def _write_twin(folder: Path, plan: dict[str, Any]) -> None:
-    """Stock commands read the plan under its inner name: for plans of the fork and from scratch it is not there yet."""
+def _write_for_stock_commands(folder: Path, plan: dict[str, Any], *, replace: bool) -> None:
+    """Stock commands read the plan under its inner name, where plans of the fork and from scratch are not yet.
+
+    `replace`: a from-scratch plan follows the plan that it is derived from.
+    """
     path = folder / f"{plan['plans_name']}.json"
-    if not path.is_file():
+    if replace or not path.is_file():
         write_json(path, plan)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -75,9 +76,17 @@ class PretrainedTrainer(nnUNetTrainer):
         if not self.from_scratch:
             report = load_pretrained_weights(self.plain_network, self.plans_manager.plans, self.print_to_log_file)
         if self.local_rank == 0:
-            folder = Path(self.output_folder)
-            write_transfer_report(folder, report, self.plain_network)
-            write_finetuning(folder, self.recipe, self.plans_manager.plans, self.from_scratch)
+            write_transfer_report(Path(self.output_folder), report, self.plain_network)
+            self._write_finetuning()
+
+    def _write_finetuning(self) -> None:
+        write_finetuning(Path(self.output_folder), self.recipe, self.plans_manager.plans, self.from_scratch)
+
+    def on_train_start(self) -> None:
+        """As nnU-Net; a continued training writes down its recipe too, which `--set` may have changed."""
+        super().on_train_start()
+        if self._continues and self.local_rank == 0:
+            self._write_finetuning()
 
     @property
     def plain_network(self) -> nn.Module:
@@ -161,8 +170,10 @@ class PretrainedTrainer(nnUNetTrainer):
             UserError: the checkpoint is not whole or belongs to another network.
         """
         self._continues = True
+        if not self.was_initialized:
+            self.initialize()
         try:
             super().load_checkpoint(filename_or_checkpoint)
-        except (RuntimeError, KeyError, EOFError, ValueError) as error:
+        except (RuntimeError, KeyError, EOFError, ValueError, OSError, UnpicklingError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{filename_or_checkpoint} cannot be continued from: {reason}") from error

@@ -204,6 +204,10 @@ def test_unknown_base_plan(plan_refused: Refuses) -> None:
     plan_refused("nnUNetPlan ", "nnUNetPlans", more=("-pl", "nnUNetPlan"))
 
 
+def test_a_plan_for_a_checkpoint_as_base_plan(plan_refused: Refuses, planned_resenc: Model) -> None:
+    plan_refused("nnU-Net's own plans", more=("-pl", planned_resenc.inner_name))
+
+
 @pytest.mark.parametrize("option", ["-np", "-bs"])
 def test_zero_processes_or_batch(option: str, plan_refused: Refuses) -> None:
     plan_refused("at least 1", more=(option, 0))
@@ -277,6 +281,10 @@ def test_val_before_the_training_is_finished(train_refused: Refuses) -> None:
 
 def test_unknown_plan(train_refused: Refuses, planned_resenc: Model) -> None:
     train_refused("no plan ptPlans__other", planned_resenc.long_name, p="ptPlans__other")
+
+
+def test_nnunets_own_plan(train_refused: Refuses) -> None:
+    train_refused("nnUNetPlans (-p) is nnU-Net's own plan", "nnUNetv2_preprocess_like_nnssl", p="nnUNetPlans")
 
 
 def test_a_plan_of_which_one_file_was_edited(place: Workplace, train_refused: Refuses, planned_resenc: Model) -> None:

@@ -159,10 +159,13 @@ def test_a_failed_save_leaves_the_last_checkpoint(
     assert not [p for p in path.parent.iterdir() if p.name.endswith(".tmp")]
 
 
-def test_a_truncated_checkpoint_is_one_line(planned_resenc: Model, make_trainer: MakeTrainer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [0, 1_000, 10_000, 2_000_000])
+def test_a_truncated_checkpoint_is_one_line(
+    kept: int, planned_resenc: Model, make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
     trainer = make_trainer(planned_resenc)
     path = tmp_path / "checkpoint_latest.pth"
-    path.write_bytes(planned_resenc.checkpoint.read_bytes()[:1000])
+    path.write_bytes(planned_resenc.checkpoint.read_bytes()[:kept])
     with pytest.raises(UserError, match="cannot be continued from"):
         trainer.load_checkpoint(str(path))
 
@@ -232,3 +235,14 @@ def train_one_epoch(trainer: nnUNetTrainer) -> None:
             [trainer.validation_step(next(trainer.dataloader_val)) for _ in range(trainer.num_val_iterations_per_epoch)]
         )
     trainer.on_epoch_end()
+
+
+def test_a_recipe_that_changes_on_resuming_is_written_down(planned_resenc: Model, make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(planned_resenc, "save_every=1", "num_epochs=2")
+    trainer.on_train_start()
+    train_one_epoch(trainer)
+    resumed = make_trainer(planned_resenc, "save_every=1", "num_epochs=7")
+    resumed.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_latest.pth"))
+    resumed.on_train_start()
+    recipe = json.loads((Path(trainer.output_folder) / "finetuning.json").read_text())["recipe"]
+    assert recipe["num_epochs"] == 7
