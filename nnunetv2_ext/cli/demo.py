@@ -152,7 +152,8 @@ def _print_results(truths: Path, predictions: Path, folder: Path, seconds: Mappi
     console = Console()
     console.print()
     console.print(table)
-    console.print(", ".join(f"{command} {duration:.0f} s" for command, duration in seconds.items()), highlight=False, soft_wrap=True)
+    durations = ", ".join(f"{command} {duration:.0f} s" for command, duration in seconds.items())
+    console.print(durations, highlight=False, soft_wrap=True)
     for what, path in (
         ("plan", folder / "nnUNet_preprocessed" / DATASET / f"{PLANS_FILE}.json"),
         ("model", folder / "nnUNet_results" / DATASET / f"PretrainedTrainer__{PLANS_NAME}__3d_fullres"),
