@@ -19,7 +19,10 @@ Refuses = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def place(planned_resenc: Model, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    return copy_of(planned_resenc.workplace, tmp_path_factory.mktemp("bad_input"))
+    """A planned dataset that has never been trained on, whatever ran before."""
+    copy = copy_of(planned_resenc.workplace, tmp_path_factory.mktemp("bad_input"))
+    (copy.preprocessed / "splits_final.json").unlink(missing_ok=True)
+    return copy
 
 
 def contents(place: Workplace) -> dict[str, int]:
