@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nnunetv2_ext.cli import preprocess_like_nnssl, train_pretrained
-from tests.commands import run_command
+from tests.commands import TINY_TRAINING, run_command
 from tests.conftest import TINY_PRIMUS, TINY_RESENC, Model, Workplace, copy_of
 
 Refuses = Callable[..., str]
@@ -70,6 +70,7 @@ def train_refused(refused: Refuses, planned_resenc: Model) -> Refuses:
     ) -> str:
         plans = p or planned_resenc.long_name
         device = () if "-device" in more else ("-device", "cpu")
+        more = more if "--set" in more else (*more, "--set", *TINY_TRAINING)  # a refusal that fails ends soon
         return refused(train_pretrained.main, ["-d", d, "-c", c, "-f", *f, "-p", plans, *device, *more], *expected)
 
     return call
