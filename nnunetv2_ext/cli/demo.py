@@ -25,12 +25,12 @@ DATASET = f"Dataset{DATASET_ID}_MNITissues"
 PLANS_FILE = "ptPlans__MAE_demo____Spacing__1.00_1.00_1.00___Norm__Z"
 PLANS_NAME = "ptPlans_MAE_demo_Spacing_1.00_1.00_1.00_Norm_Z"
 
-#: Voxels (z, y, x) of every case, 5 to 8 centimetres a side: 1 mm patches of 32 voxels cover one in a minute.
-CROP = (80, 80, 56)
+#: Voxels (z, y, x) of every case, 5 to 9 centimetres a side: patches of 32 mm cover one in seconds.
+CROP = (72, 72, 48)
 
-#: A thousandth of the usual training, at ten times the usual rate: enough to tell grey matter from white.
+#: 400 steps instead of 250,000, at ten times the usual rate: enough to tell grey matter from white.
 RECIPE = {
-    "num_epochs": 10,
+    "num_epochs": 8,
     "num_iterations_per_epoch": 50,
     "num_val_iterations_per_epoch": 5,
     "warmup_epochs": 1,
@@ -58,7 +58,7 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `python -m nnunetv2_ext demo`."""
-    run(parser(), lambda args: demo(args.folder), argv)
+    run(parser(), lambda args: demo(args.folder), argv, interrupted="the same command starts the demo over")
 
 
 def demo(folder: Path) -> None:
