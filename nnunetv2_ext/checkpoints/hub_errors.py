@@ -72,7 +72,7 @@ def _explain_answer(chain: list[BaseException], address: HubAddress, file_name: 
             )
         if isinstance(error, RepositoryNotFoundError):
             return (
-                f"There is no model repository {repo} on {endpoint} (nor a local path of that name), or it is private: "
+                f"There is no model repository {repo} on {endpoint}, or it is private: "
                 "check the spelling, and set HF_TOKEN if it is private."
             )
         if isinstance(error, RevisionNotFoundError):

@@ -61,7 +61,10 @@ def resolve_checkpoint_source(source: str) -> CheckpointFile:
         raise UserError(
             f"There is no file or folder '{source}': check the path, or give a hub repository as ORG/NAME or hf://ORG/NAME."
         )
-    return _from_hub(address, source)
+    try:
+        return _from_hub(address, source)
+    except UserError as error:
+        raise UserError(f"There is no file or folder '{source}' in {Path.cwd()}, and on the hub: {error}") from error
 
 
 def locate_recorded_checkpoint(pretrain_info: Mapping[str, Any], overwrite: str | None = None) -> CheckpointFile:

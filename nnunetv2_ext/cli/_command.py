@@ -28,10 +28,13 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(1)
 
 
-def run(parser: Parser, command: Callable[[argparse.Namespace], None], argv: Sequence[str] | None) -> None:
+def run(
+    parser: Parser, command: Callable[[argparse.Namespace], None], argv: Sequence[str] | None, *, interrupted: str
+) -> None:
     """Parse, call, and turn a `UserError` into one line on stderr and exit code 1 (`--verbose`: with the traceback).
 
-    So do a full disk and a forbidden folder. Anything else is a bug and keeps its traceback.
+    So do a full disk and a forbidden folder. Ctrl-C ends with code 130 and what `interrupted` says of going on.
+    Anything else is a bug and keeps its traceback.
     """
     args = parser.parse_args(argv)
     _quieten_libraries()
@@ -44,7 +47,7 @@ def run(parser: Parser, command: Callable[[argparse.Namespace], None], argv: Seq
             raise
         _fail(parser, f"{error.strerror}: {error.filename or 'while writing'}", args)
     except KeyboardInterrupt:
-        _fail(parser, "interrupted", args, code=130)
+        _fail(parser, f"interrupted: {interrupted}", args, code=130)
 
 
 def _quieten_libraries() -> None:

@@ -49,7 +49,11 @@ def parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument(
-        "-o", dest="folder", type=Path, default=Path("demo_output"), metavar="FOLDER",
+        "-o",
+        dest="folder",
+        type=Path,
+        default=Path("demo_output"),
+        metavar="FOLDER",
         help="where everything goes; an earlier demo there is done anew (default: demo_output)",
     )
     p.add_argument("--verbose", action="store_true", help="tracebacks of errors")

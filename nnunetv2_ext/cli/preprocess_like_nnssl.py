@@ -23,32 +23,57 @@ def parser() -> Parser:
     )
     p.add_argument("-d", nargs="+", required=True, metavar="DATASET", help="dataset ids or names, one or more")
     p.add_argument(
-        "-n", "--pretraining_name", required=True, metavar="NAME",
+        "-n",
+        "--pretraining_name",
+        required=True,
+        metavar="NAME",
         help="a name for this pre-training; becomes part of the plan's name",
     )
     p.add_argument(
-        "-pc", "--pretrained_checkpoint", required=True, metavar="SOURCE",
+        "-pc",
+        "--pretrained_checkpoint",
+        required=True,
+        metavar="SOURCE",
         help="checkpoint file, folder with checkpoint_final.pth, or Hugging Face repository "
         "(https://huggingface.co/ORG/NAME, hf://ORG/NAME[@REV], ORG/NAME[@REV])",
     )
     p.add_argument(
-        "-am", "--adaptation_mode", default="default_nnunet", choices=ADAPTATION_MODES,
+        "-am",
+        "--adaptation_mode",
+        default="default_nnunet",
+        choices=ADAPTATION_MODES,
         help="target spacing: that of the pre-training, nnU-Net's own for the dataset (default), the one given with "
         "-os, or none (every case keeps its spacing)",
     )
     p.add_argument(
-        "-os", "--override_spacing", nargs="+", type=float, metavar="MM",
+        "-os",
+        "--override_spacing",
+        nargs="+",
+        type=float,
+        metavar="MM",
         help="Z Y X in mm, in the order of the plan's spacing (after transposition); with -am fixed",
     )
-    p.add_argument("-pl", "--base_plan", metavar="PLANS", help="the dataset's nnU-Net plan to start from "
-                   "(default: nnUNetPlans, or a ResEnc plan; made first where there is none)")
     p.add_argument(
-        "-ps", "--patch_size", nargs="+", type=int, metavar="VOXELS",
+        "-pl",
+        "--base_plan",
+        metavar="PLANS",
+        help="the dataset's nnU-Net plan to start from "
+        "(default: nnUNetPlans, or a ResEnc plan; made first where there is none)",
+    )
+    p.add_argument(
+        "-ps",
+        "--patch_size",
+        nargs="+",
+        type=int,
+        metavar="VOXELS",
         help="Z Y X in voxels, same order (default: what the checkpoint recommends)",
     )
     p.add_argument("-bs", "--batch_size", type=int, default=2, metavar="N", help="batch size (default: 2)")
     p.add_argument(
-        "-norm", "--normalization", default="zscore", choices=("zscore", "default_nnunet"),
+        "-norm",
+        "--normalization",
+        default="zscore",
+        choices=("zscore", "default_nnunet"),
         help="z-score as in pre-training (default), or nnU-Net's choice for the dataset (CT windows)",
     )
     p.add_argument("-np", type=int, default=4, metavar="N", help="processes for preprocessing (default: 4)")
@@ -61,7 +86,7 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the script."""
-    run(parser(), _run, argv)
+    run(parser(), _run, argv, interrupted="finished cases are kept, and the same command continues")
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -28,16 +28,35 @@ def parser() -> Parser:
     p.add_argument("-d", dest="dataset", metavar="DATASET", help="dataset id or name")
     p.add_argument("-c", dest="configuration", metavar="CONFIGURATION", help="3d_fullres")
     p.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help="folds, trained one after another, or all")
-    p.add_argument("-p", dest="plans", required=True, metavar="PLANS",
-                   help="the plan, by either of its names (ptPlans__NAME____Spacing__... or ptPlans_NAME_Spacing_...)")
+    p.add_argument(
+        "-p",
+        dest="plans",
+        required=True,
+        metavar="PLANS",
+        help="the plan, by either of its names (ptPlans__NAME____Spacing__... or ptPlans_NAME_Spacing_...)",
+    )
     p.add_argument("-tr", dest="trainer", default=TRAINER, metavar="TRAINER", help=f"{TRAINER} (default)")
-    p.add_argument("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-                   help="change the recipe: num_epochs=, num_iterations_per_epoch=, num_val_iterations_per_epoch=, "
-                   "warmup_epochs=, initial_lr=, weight_decay=, deep_supervision=, ...")
-    p.add_argument("--from_scratch", action="store_true",
-                   help="the same training without the weights, as plans name ..._from_scratch")
-    p.add_argument("-overwrite_ckpt_path", dest="checkpoint", metavar="SOURCE",
-                   help="where the pre-trained checkpoint is now, if not where the plan says")
+    p.add_argument(
+        "--set",
+        dest="overrides",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change the recipe: num_epochs=, num_iterations_per_epoch=, num_val_iterations_per_epoch=, "
+        "warmup_epochs=, initial_lr=, weight_decay=, deep_supervision=, ...",
+    )
+    p.add_argument(
+        "--from_scratch",
+        action="store_true",
+        help="the same training without the weights, as plans name ..._from_scratch",
+    )
+    p.add_argument(
+        "-overwrite_ckpt_path",
+        dest="checkpoint",
+        metavar="SOURCE",
+        help="where the pre-trained checkpoint is now, if not where the plan says",
+    )
     p.add_argument("-num_gpus", type=int, default=1, metavar="N", help="GPUs to train one fold on (default: 1)")
     p.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"), help="default: cuda")
     p.add_argument("--npz", action="store_true", help="save the validation's probabilities (for ensembles)")
@@ -52,7 +71,7 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the script."""
     p = parser()
-    run(p, lambda args: _run(p, args), argv)
+    run(p, lambda args: _run(p, args), argv, interrupted="the same command with --c continues from the last checkpoint")
 
 
 def _run(p: Parser, args: argparse.Namespace) -> None:

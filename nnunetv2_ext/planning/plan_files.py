@@ -98,6 +98,12 @@ def first_difference(a: Any, b: Any) -> str | None:
     return next(_differences(a, b), None)
 
 
+def first_lasting_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str | None:
+    """As `first_difference`, for what a trained network depends on: its architecture and how images reach it."""
+    keys = ("configurations", "transpose_forward", "image_reader_writer")
+    return first_difference({k: a.get(k) for k in keys}, {k: b.get(k) for k in keys})
+
+
 def _differences(a: Any, b: Any, where: str = "") -> Iterator[str]:
     if isinstance(a, dict) and isinstance(b, dict):
         for key in [*a, *(k for k in b if k not in a)]:

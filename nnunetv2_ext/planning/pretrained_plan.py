@@ -83,9 +83,7 @@ def make_plan(
     pretraining = checkpoint.adaptation_plan
     base = _resolved_configuration(base_plan)
     patch_size = tuple(options.patch_size or pretraining.recommended_downstream_patchsize)
-    architecture = downstream_architecture(
-        pretraining.architecture_name, pretraining.architecture_kwargs, patch_size
-    )
+    architecture = downstream_architecture(pretraining.architecture_name, pretraining.architecture_kwargs, patch_size)
     check_patch_size(architecture, patch_size, pretraining.architecture_name)
     schemes, masks = _normalization(base, pretraining, options.normalization)
     identifier = names.data_identifier(spacing.spacing if spacing.resample else None, schemes)
@@ -138,9 +136,7 @@ def _num_outputs(plan: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> in
     return int(PlansManager(dict(plan)).get_label_manager(dict(dataset_json)).num_segmentation_heads)
 
 
-def _normalization(
-    base: Mapping[str, Any], pretraining: AdaptationPlan, choice: str
-) -> tuple[list[str], list[bool]]:
+def _normalization(base: Mapping[str, Any], pretraining: AdaptationPlan, choice: str) -> tuple[list[str], list[bool]]:
     """Schemes and masks, one for each image channel.
 
     `zscore` normalises like nearly all pre-training does (z-score, over the mask only if pre-training did so);
@@ -159,9 +155,7 @@ def _median_size(base_plan: Mapping[str, Any], base: Mapping[str, Any], spacing:
     """Voxels of the median image at the new spacing: the base plan's, scaled axis by axis."""
     return [
         float(round(size * old / new, 2))
-        for size, old, new in zip(
-            base["median_image_size_in_voxels"], base["spacing"], spacing.spacing, strict=True
-        )
+        for size, old, new in zip(base["median_image_size_in_voxels"], base["spacing"], spacing.spacing, strict=True)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from nnunetv2_ext.nnunet_folders import (
     CONFIGURATION,
     dataset_id,
     dataset_name,
+    nnunet_folder,
     preprocessed_folder,
     raw_folder,
     read_json,
@@ -23,9 +25,11 @@ from nnunetv2_ext.planning import names
 from nnunetv2_ext.planning.base_plan import find_base_plan
 from nnunetv2_ext.planning.data_settings import choose_data_identifier, settings_that_shape_data
 from nnunetv2_ext.planning.modes import target_spacing
-from nnunetv2_ext.planning.plan_files import first_difference, write_plan
+from nnunetv2_ext.planning.plan_files import first_difference, first_lasting_difference, write_plan
 from nnunetv2_ext.planning.pretrained_plan import PlanOptions, make_plan
 from nnunetv2_ext.preprocessing.dataset import preprocess_dataset
+
+RESULTS = "nnUNet_results"
 
 
 def plan_and_preprocess(
@@ -130,6 +134,18 @@ def _dataset_json(dataset: str) -> dict[str, Any]:
     return read_json(path)
 
 
+def _check_trained_models(dataset: str, plan: dict[str, Any]) -> None:
+    """Refuse to replace a plan that a model was trained with by one that the model does not fit."""
+    if not os.environ.get(RESULTS):  # not needed for planning
+        return
+    for path in sorted((nnunet_folder(RESULTS) / dataset).glob(f"*__{plan['plans_name']}__{CONFIGURATION}/plans.json")):
+        if difference := first_lasting_difference(read_json(path), plan):
+            raise UserError(
+                f"{path.parent} was trained with an earlier plan of this name, which differs in {difference}: plan "
+                "under another name (-n), or move that folder away"
+            )
+
+
 def _write(dataset: str, plan: dict[str, Any], pretraining_name: str, verbose: bool) -> str:
     """Settle the plan's data identifier, write its two files and return the long name."""
     folder = preprocessed_folder(dataset)
@@ -143,6 +159,7 @@ def _write(dataset: str, plan: dict[str, Any], pretraining_name: str, verbose: b
             f"Another plan preprocessed {identifier} with other settings, so this one gets a folder of its own: "
             f"{configuration['data_identifier']}"
         )
+    _check_trained_models(dataset, plan)
     before = folder / f"{stem}.json"
     if before.is_file() and (difference := first_difference(read_json(before), plan)):
         print(f"This replaces an earlier plan of the same name, which differed in {difference}")

@@ -15,9 +15,7 @@ from nnunetv2_ext.transfer.pretrained import load_tensors, transfer_encoder
 from nnunetv2_ext.transfer.report import TransferReport
 
 
-def load_pretrained_weights(
-    network: nn.Module, plans: Mapping[str, Any], log: Callable[[str], Any]
-) -> TransferReport:
+def load_pretrained_weights(network: nn.Module, plans: Mapping[str, Any], log: Callable[[str], Any]) -> TransferReport:
     """Load encoder and stem of the plan's checkpoint into a network, in place, and say what was done.
 
     Args:
@@ -34,9 +32,7 @@ def load_pretrained_weights(
     info = plans["pretrain_info"]
     file = locate_recorded_checkpoint(info)
     weights = read_network_weights(file)
-    keys = PartKeys(
-        info["key_to_encoder"], info["key_to_stem"], tuple(info["keys_to_in_proj"]), info.get("key_to_lpe")
-    )
+    keys = PartKeys(info["key_to_encoder"], info["key_to_stem"], tuple(info["keys_to_in_proj"]), info.get("key_to_lpe"))
     tensors, report = transfer_encoder(
         network,
         weights,

@@ -11,7 +11,7 @@ import torch
 
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.nnunet_folders import CONFIGURATION, nnunet_folder, read_json
-from nnunetv2_ext.planning.plan_files import first_difference
+from nnunetv2_ext.planning.plan_files import first_lasting_difference
 from nnunetv2_ext.preprocessing.cases import is_complete
 
 SPLITS_FILE = "splits_final.json"
@@ -38,7 +38,9 @@ def parse_folds(folds: Sequence[str]) -> list[int | str]:
     parsed: list[int | str] = []
     for fold in folds:
         if fold != "all" and not fold.isdigit():
-            raise UserError(f"-f takes fold numbers (0 to 4 for nnU-Net's own split) or all, not {fold!r}")
+            raise UserError(
+                f"-f takes fold numbers (0 to 4 for nnU-Net's own split) or all, separated by spaces, not {fold!r}"
+            )
         parsed.append(fold if fold == "all" else int(fold))
     if len(set(parsed)) != len(parsed):
         raise UserError(f"-f names a fold twice: {' '.join(folds)}")
@@ -115,9 +117,7 @@ def check_results_folder(
         trained -= {f"fold_{fold}" for fold in folds}
     if not trained or not path.is_file():
         return
-    there = read_json(path)
-    shared = ("configurations", "transpose_forward", "image_reader_writer")
-    if difference := first_difference({k: there.get(k) for k in shared}, {k: plan.get(k) for k in shared}):
+    if difference := first_lasting_difference(read_json(path), plan):
         raise UserError(
             f"{model_folder} holds {', '.join(sorted(trained))}, trained with another plan of this name: it differs "
             f"in {difference}; plan under another name (-n), or move that folder away"

@@ -159,7 +159,9 @@ def _training_plan(plan: dict[str, Any], fold_folder: Path, options: TrainingOpt
         )
     has_checkpoint = any(fold_folder.glob("checkpoint_*.pth"))
     if options.only_validate and not (fold_folder / "checkpoint_final.pth").is_file():
-        raise UserError(f"--val needs a finished training, and {fold_folder} has no checkpoint_final.pth")
+        raise UserError(
+            f"--val needs a finished training, and {fold_folder} has no checkpoint_final.pth: --c continues it"
+        )
     if not from_scratch and not (resumes and has_checkpoint):
         file = locate_recorded_checkpoint(plan["pretrain_info"], options.checkpoint)
         plan["pretrain_info"]["checkpoint_path"] = str(file.path)

@@ -253,7 +253,7 @@ def test_a_cold_cache_offline_is_explained(hub: HubServer, refused: Any, tmp_pat
 def test_an_unknown_repository_is_explained(refused: Any) -> None:
     message = refused("org/nothing")
     assert "no model repository org/nothing" in message
-    assert "nor a local path" in message
+    assert "There is no file or folder" in message
 
 
 def test_an_unknown_revision_is_explained(hub: HubServer, refused: Any) -> None:

@@ -332,7 +332,7 @@ def test_pretrained_weights_that_are_nowhere(place: Workplace, train_refused: Re
 
 
 def test_folds_of_two_plans_in_one_results_folder(
-    place: Workplace, train_refused: Refuses, planned_resenc: Model
+    place: Workplace, train_refused: Refuses, plan_refused: Refuses, planned_resenc: Model
 ) -> None:
     folder = place.results / planned_resenc.folder.name
     plan = place.plan(planned_resenc.inner_name)
@@ -342,6 +342,7 @@ def test_folds_of_two_plans_in_one_results_folder(
     (folder / "plans.json").write_text(json.dumps(plan))
     train_refused("fold_1", "configurations.3d_fullres.patch_size ([64, 64, 64] and [32, 32, 32])")
     train_refused("fold_1", "patch_size", f=(1,), more=("--c",))
+    plan_refused("was trained with an earlier plan", "patch_size", n="tiny", more=("-am", "like_pretrained"))
 
 
 @pytest.mark.parametrize("main", [preprocess_like_nnssl.main, train_pretrained.main])
