@@ -29,6 +29,7 @@ test-long: lint
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 $(VENV)/.installed-%: pyproject.toml
