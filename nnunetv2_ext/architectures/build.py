@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pydoc
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,8 @@ def build_on_meta_device(architecture: Mapping[str, Any], num_input_channels: in
     Raises:
         UserError: the class refuses the arguments.
     """
+    # imported outside the `with`: modules that make tensors at import would be left with empty ones
+    pydoc.locate(architecture["network_class_name"])
     try:
         with torch.device("meta"):
             return get_network_from_plans(

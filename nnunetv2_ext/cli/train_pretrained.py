@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,6 +82,9 @@ def _run(p: Parser, args: argparse.Namespace) -> None:
     if args.trainer != TRAINER:
         p.error(f"-tr takes {TRAINER}, not {args.trainer!r}: the architecture and --set decide the rest")
 
+    if args.device == "cpu":
+        # before torch is imported: threads that spin while they wait starve everything else on the same cores
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from nnunetv2_ext.training.run import TrainingOptions, train
 
     options = TrainingOptions(
