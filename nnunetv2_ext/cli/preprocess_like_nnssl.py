@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 
 from nnunetv2_ext.cli._command import Parser, run
+from nnunetv2_ext.planning.modes import ADAPTATION_MODES, DEFAULT_NNUNET
 
-ADAPTATION_MODES = ("like_pretrained", "default_nnunet", "fixed", "no_resample")
 DESCRIPTION = """\
 Plan one or more datasets for a pre-trained checkpoint and preprocess them. Writes, for each dataset,
 nnUNet_preprocessed/DATASET/ptPlans__NAME____Spacing__...___Norm__Z.json and the preprocessed cases, and prints the
@@ -40,7 +40,7 @@ def parser() -> Parser:
     p.add_argument(
         "-am",
         "--adaptation_mode",
-        default="default_nnunet",
+        default=DEFAULT_NNUNET,
         choices=ADAPTATION_MODES,
         help="target spacing: that of the pre-training, nnU-Net's own for the dataset (default), the one given with "
         "-os, or none (every case keeps its spacing)",

@@ -14,6 +14,7 @@ from typing import Any
 
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.nnunet_folders import read_json
+from nnunetv2_ext.planning.modes import NO_RESAMPLING
 
 _PLAN_KEYS = ("transpose_forward", "image_reader_writer")
 _CONFIGURATION_KEYS = (
@@ -25,7 +26,7 @@ _CONFIGURATION_KEYS = (
 def settings_that_shape_data(plan: Mapping[str, Any], configuration: Mapping[str, Any]) -> dict[str, Any]:
     """Everything in a plan that decides what a preprocessed case looks like, in JSON's types."""
     settings = {k: plan.get(k) for k in _PLAN_KEYS} | {k: configuration.get(k) for k in _CONFIGURATION_KEYS}
-    if configuration.get("resampling_fn_data") != "no_resampling_hack":
+    if configuration.get("resampling_fn_data") != NO_RESAMPLING:
         # plans of the fork have None for no resampling
         settings["spacing"] = [None if s is None else float(s) for s in configuration.get("spacing") or []]
     if "CTNormalization" in (configuration.get("normalization_schemes") or []):

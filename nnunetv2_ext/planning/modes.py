@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from nnunetv2_ext.checkpoints.adaptation_plan import AdaptationPlan
 from nnunetv2_ext.errors import UserError
@@ -14,6 +15,17 @@ DEFAULT_NNUNET = "default_nnunet"
 FIXED = "fixed"
 NO_RESAMPLE = "no_resample"
 ADAPTATION_MODES = (LIKE_PRETRAINED, DEFAULT_NNUNET, FIXED, NO_RESAMPLE)
+
+NO_RESAMPLING = "no_resampling_hack"
+"""nnU-Net's function that leaves data, labels and probabilities as they are; it takes no arguments."""
+
+
+def no_resampling_functions() -> dict[str, Any]:
+    """The entries of a plan's configuration that switch resampling off."""
+    functions: dict[str, Any] = {}
+    for role in ("data", "seg", "probabilities"):
+        functions |= {f"resampling_fn_{role}": NO_RESAMPLING, f"resampling_fn_{role}_kwargs": {}}
+    return functions
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from nnunetv2_ext.architectures.presets import downstream_architecture
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.files import write_json
 from nnunetv2_ext.nnunet_folders import CONFIGURATION, read_json
+from nnunetv2_ext.planning.modes import no_resampling_functions
 from nnunetv2_ext.planning.names import inner_plans_name
-from nnunetv2_ext.planning.pretrained_plan import NO_RESAMPLING
 
 
 def write_plan(folder: Path, stem: str, plan: Mapping[str, Any]) -> list[Path]:
@@ -88,8 +88,7 @@ def completed(plan_as_read: Mapping[str, Any]) -> dict[str, Any]:
         spacing = configuration.get("spacing")
         if "patch_size" in configuration and (spacing is None or None in spacing):
             configuration["spacing"] = list(plan["original_median_spacing_after_transp"])
-            for role in ("data", "seg", "probabilities"):
-                configuration |= {f"resampling_fn_{role}": NO_RESAMPLING, f"resampling_fn_{role}_kwargs": {}}
+            configuration |= no_resampling_functions()
     return plan
 
 

@@ -15,7 +15,7 @@ from nnunetv2_ext.checkpoints.reading import PretrainedCheckpoint
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.nnunet_folders import CONFIGURATION
 from nnunetv2_ext.planning import names
-from nnunetv2_ext.planning.modes import TargetSpacing
+from nnunetv2_ext.planning.modes import TargetSpacing, no_resampling_functions
 from nnunetv2_ext.recipes.recipe import recipe_for
 from nnunetv2_ext.transfer.matching import PartKeys
 from nnunetv2_ext.transfer.pretrained import transfer_encoder
@@ -24,8 +24,6 @@ from nnunetv2_ext.transfer.report import TransferReport
 ZSCORE = "zscore"
 DEFAULT_NORMALIZATION = "default_nnunet"
 NORMALIZATIONS = (ZSCORE, DEFAULT_NORMALIZATION)
-NO_RESAMPLING = "no_resampling_hack"
-_RESAMPLING_ROLES = ("data", "seg", "probabilities")
 
 
 @dataclass(frozen=True)
@@ -95,15 +93,14 @@ def make_plan(
         "data_identifier": identifier,
         "batch_size": options.batch_size,
         "patch_size": list(patch_size),
-        "median_image_size_in_voxels": _median_size(base_plan, base, spacing),
+        "median_image_size_in_voxels": _median_size(base, spacing),
         "spacing": list(spacing.spacing),
         "normalization_schemes": schemes,
         "use_mask_for_norm": masks,
         "architecture": architecture,
     }
     if not spacing.resample:
-        for role in _RESAMPLING_ROLES:
-            configuration |= {f"resampling_fn_{role}": NO_RESAMPLING, f"resampling_fn_{role}_kwargs": {}}
+        configuration |= no_resampling_functions()
 
     plan = copy.deepcopy(dict(base_plan))
     plan["plans_name"] = names.inner_plans_name(names.plans_file_stem(options.name, identifier))
@@ -151,7 +148,7 @@ def _normalization(base: Mapping[str, Any], pretraining: AdaptationPlan, choice:
     return ["ZScoreNormalization"] * channels, masks if len(masks) == channels else [masks[0]] * channels
 
 
-def _median_size(base_plan: Mapping[str, Any], base: Mapping[str, Any], spacing: TargetSpacing) -> list[float]:
+def _median_size(base: Mapping[str, Any], spacing: TargetSpacing) -> list[float]:
     """Voxels of the median image at the new spacing: the base plan's, scaled axis by axis."""
     return [
         float(round(size * old / new, 2))
