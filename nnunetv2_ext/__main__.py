@@ -7,6 +7,9 @@ import sys
 
 COMMANDS = {
     "preprocess_like_nnssl": "plan a dataset for a pre-trained checkpoint and preprocess it",
+    "plan_like_dynamic": "plan a dataset's own network, started from what fits of a checkpoint",
+    "inspect_pretrained_checkpoint": "what a checkpoint is, and what a plan would take of it",
+    "convert_pretrained_checkpoint": "write weights of any origin in nnssl's format",
     "train_pretrained": "fine-tune on a planned dataset",
     "demo": "the whole way on six subjects made from the MNI template",
 }
@@ -16,7 +19,7 @@ def main() -> None:
     """Run the command that the first argument names, with or without `nnUNetv2_`."""
     name = sys.argv[1].removeprefix("nnUNetv2_") if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
-        lines = "\n".join(f"  {command:<24}{text}" for command, text in COMMANDS.items())
+        lines = "\n".join(f"  {command:<32}{text}" for command, text in COMMANDS.items())
         print(f"usage: python -m nnunetv2_ext COMMAND ...\n\ncommands (each has --help):\n{lines}")
         return
     if name not in COMMANDS:

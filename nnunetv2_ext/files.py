@@ -40,6 +40,16 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
 
 
+def cache_folder() -> Path:
+    """Where this package keeps what it can make again: `nnunetv2_ext` under `$XDG_CACHE_HOME` (`~/.cache`).
+
+    Raises:
+        RuntimeError: there is no home directory.
+    """
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "nnunetv2_ext"
+
+
 def flush_to_disk(path: Path) -> None:
     """Block until the content of `path` has reached the disk (fsync), so that a rename cannot overtake it."""
     descriptor = os.open(path, os.O_RDONLY)

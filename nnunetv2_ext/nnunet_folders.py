@@ -11,6 +11,8 @@ from nnunetv2_ext.errors import UserError
 
 CONFIGURATION = "3d_fullres"
 """The one configuration of a ptPlans file: pre-trained networks are 3D and see full resolution."""
+NO_RESAMPLING = "no_resampling_hack"
+"""nnU-Net's function that leaves data, labels and probabilities as they are; it takes no arguments."""
 
 
 def nnunet_folder(variable: str) -> Path:

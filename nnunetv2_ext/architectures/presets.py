@@ -145,6 +145,18 @@ def downstream_architecture(
     }
 
 
+def short_name(class_path: str) -> str:
+    """The name of `PRESETS` for the class path in an nnU-Net plan; anything else as it is.
+
+    nnU-Net's oldest plans name modules of dynamic-network-architectures that are gone; the class's own name is what
+    nnU-Net itself goes by then.
+    """
+    own = {PRIMUS_CLASS: "Primus"}
+    if class_path.startswith("dynamic_network_architectures."):
+        return class_path.rpartition(".")[2]
+    return own.get(class_path, class_path)
+
+
 def family(architecture: Mapping[str, Any]) -> str:
     """`primus` or `cnn`: what decides between the recipes and whether there is a U-Net decoder."""
     return "primus" if architecture["network_class_name"] == PRIMUS_CLASS else "cnn"

@@ -229,8 +229,8 @@ def _is_list(value: Any) -> bool:
 
 def _missing(key: str, where: str = "") -> UserError:
     return UserError(
-        f"The adaptation plan has no '{key}'{' ' if where else ''}{where}: add it (nnssl's trainers write it), "
-        "or take a checkpoint that has it."
+        f"The adaptation plan has no '{key}'{' ' if where else ''}{where}: add it, or let "
+        "nnUNetv2_convert_pretrained_checkpoint write a checkpoint with a complete plan."
     )
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_ext.files import write_json
+from nnunetv2_ext.files import cache_folder, write_json
 
 CHUNK_BYTES = 8 * 1024 * 1024
 PROGRESS_FROM_BYTES = 64 * 1024 * 1024
@@ -64,8 +63,7 @@ def _hash(path: Path, size: int) -> str:
 
 
 def _cache_file() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "nnunetv2_ext" / "sha256.json"
+    return cache_folder() / "sha256.json"
 
 
 def _remembered() -> dict[str, Any]:

@@ -13,31 +13,36 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_ext.checkpoints.safe_globals import numpy_scalar_types
+from nnunetv2_ext.checkpoints.safe_globals import harmless_types
+from nnunetv2_ext.checkpoints.safetensors_files import load_safetensors, looks_like_safetensors
 from nnunetv2_ext.errors import UserError
 
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
 _TAR = b"ustar"  # PyTorch before 0.1.10
 _TAR_AT = 257
+_ZIP_FORMAT, _OLD_FORMAT, _SAFETENSORS = "zip", "old", "safetensors"
 
 
 def load_as_data(path: Path) -> Any:
     """`torch.load` for files from anywhere: executes nothing, maps the file where it can, explains what it refuses.
 
-    Numpy scalars are let through besides tensors and plain Python values: stock nnU-Net and older nnssl write them.
+    Numpy scalars are let through besides tensors and plain Python values: stock nnU-Net and older nnssl write them. A
+    safetensors file comes as a dict of its tensors.
 
     Raises:
         UserError: Missing, empty, cut off, no checkpoint at all, or one that would run code.
     """
-    is_zip = _recognise(path)
+    kind = _recognise(path)
+    if kind == _SAFETENSORS:
+        return load_safetensors(path)
 
     import torch
 
     try:
-        with torch.serialization.safe_globals(numpy_scalar_types()), warnings.catch_warnings():
+        with torch.serialization.safe_globals(harmless_types()), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")  # then refused, with a reason
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == _ZIP_FORMAT)
     except pickle.UnpicklingError as error:
         asked_for = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
         what = f"it asks for '{asked_for[1]}' when loaded" if asked_for else "it is damaged or holds more than weights"
@@ -46,12 +51,12 @@ def load_as_data(path: Path) -> Any:
         ) from error
     except Exception as error:  # damaged bytes lead the reader anywhere
         if "TorchScript" in str(error):
-            raise UserError(f"'{path}' is a TorchScript program, not a checkpoint: give nnssl's .pth file.") from error
+            raise UserError(f"'{path}' is a TorchScript program, not a checkpoint: give a file of weights.") from error
         raise UserError(f"'{path}' is damaged or no PyTorch checkpoint: download or copy it again.") from error
 
 
-def _recognise(path: Path) -> bool:
-    """Whether the file has PyTorch's zip format (`True`) or its older one (`False`); refuses what has neither."""
+def _recognise(path: Path) -> str:
+    """Which format a file has, by its first bytes; refuses what is none of them."""
     try:
         with path.open("rb") as file:
             head = file.read(512)
@@ -68,10 +73,12 @@ def _recognise(path: Path) -> bool:
         raise UserError(f"'{path}' is a web page, not a checkpoint: download the file itself, not the page about it.")
     if head.startswith(_ZIP):
         _check_archive(path)
-        return True
+        return _ZIP_FORMAT
+    if looks_like_safetensors(head):
+        return _SAFETENSORS
     if not head.startswith(_PICKLE) and head[_TAR_AT : _TAR_AT + len(_TAR)] != _TAR:
-        raise UserError(f"'{path}' is not a PyTorch checkpoint: give a .pth file written by nnssl.")
-    return False
+        raise UserError(f"'{path}' is not a PyTorch checkpoint: give a .pth or .safetensors file.")
+    return _OLD_FORMAT
 
 
 def _check_archive(path: Path) -> None:
@@ -84,4 +91,7 @@ def _check_archive(path: Path) -> None:
             f"'{path}' is cut off after {path.stat().st_size:,} bytes: download or copy it again."
         ) from error
     if not any(name.endswith("data.pkl") for name in names):
-        raise UserError(f"'{path}' is a zip archive, not a checkpoint: unpack it and give the .pth file in it.")
+        raise UserError(
+            f"'{path}' is a zip archive, and neither a checkpoint nor an exported nnU-Net model (no plans.json): "
+            "unpack it and give the file of weights in it."
+        )

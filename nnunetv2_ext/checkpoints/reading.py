@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from nnunetv2_ext.checkpoints.adaptation_plan import AdaptationPlan
 from nnunetv2_ext.checkpoints.citations import format_citations
+from nnunetv2_ext.checkpoints.contents import WEIGHTS_KEY, find_weights
 from nnunetv2_ext.checkpoints.loading import load_as_data
+from nnunetv2_ext.checkpoints.nnunet_models import adaptation_plan_of, model_description
 from nnunetv2_ext.checkpoints.sources import CheckpointFile
 from nnunetv2_ext.errors import UserError
 
@@ -20,56 +22,87 @@ if TYPE_CHECKING:
     import torch
 
 PLAN_KEY = "nnssl_adaptation_plan"
-WEIGHTS_KEY = "network_weights"
+SELF_SUPERVISED, SUPERVISED, WEIGHTS = "nnssl checkpoint", "nnU-Net model", "weights"
+"""Kinds of sources: with an adaptation plan; trained by nnU-Net, with its plans; nothing but tensors."""
 
-__all__ = ["PretrainedCheckpoint", "format_citations", "read_checkpoint", "read_network_weights"]
+__all__ = ["PretrainedCheckpoint", "format_citations", "read_checkpoint", "read_network_weights", "read_without_plan"]
 
 
 @dataclass
 class PretrainedCheckpoint:
-    """A checkpoint as nnssl writes it.
+    """A pre-trained network.
 
     Attributes:
         file: Where it lies and came from.
-        adaptation_plan: How it was pre-trained and which tensors are whose.
-        trainer_name: nnssl's class that trained it, where recorded.
+        adaptation_plan: How it was pre-trained and which tensors are whose; None where the file does not say.
+        trainer_name: The class that trained it, where recorded.
         citations: What to cite, as in the file (see `format_citations`); empty where it has none.
         network_weights: Tensors by name, on the CPU, memory-mapped where the file's format allows.
+        kind: `SELF_SUPERVISED`, `SUPERVISED` or `WEIGHTS`.
+        dataset_json: Of an nnU-Net model, the description of the dataset that it was trained on.
     """
 
     file: CheckpointFile
-    adaptation_plan: AdaptationPlan
+    adaptation_plan: AdaptationPlan | None
     trainer_name: str | None
     citations: list[dict[str, Any]]
     network_weights: Mapping[str, torch.Tensor]
+    kind: str = SELF_SUPERVISED
+    dataset_json: Mapping[str, Any] | None = None
+
+    @property
+    def plan(self) -> AdaptationPlan:
+        """The adaptation plan. Raises UserError where there is none."""
+        if self.adaptation_plan is None:
+            raise UserError(
+                f"'{self.file.path}' carries no '{PLAN_KEY}' and no adaptation_plan.json lies beside it: say which "
+                "network it is with -arch (a name or a plan.json), keep the dataset's own with "
+                "nnUNetv2_plan_like_dynamic, or write a whole checkpoint with nnUNetv2_convert_pretrained_checkpoint."
+            )
+        return self.adaptation_plan
 
 
 def read_checkpoint(file: CheckpointFile) -> PretrainedCheckpoint:
-    """Open a checkpoint and check that its adaptation plan fits its weights.
+    """Open a checkpoint of any kind and check that what it says of itself fits its weights.
 
-    The plan comes from the checkpoint itself, else from the `adaptation_plan.json` beside it. Where both exist and
-    differ, the checkpoint's own is taken, with a warning: the training wrote it together with the weights, while the
-    file beside it may have been edited, or belong to another checkpoint of the same folder.
+    An adaptation plan comes from the checkpoint itself, else from the `adaptation_plan.json` beside it. Where both
+    exist and differ, the checkpoint's own is taken, with a warning: the training wrote it together with the weights,
+    while the file beside it may have been edited, or belong to another checkpoint of the same folder. An nnU-Net
+    model's plan is made from its `plans.json`, or from the plans in its checkpoint.
 
     Raises:
-        UserError: The file is missing, not a checkpoint, damaged, or would execute code; there is no plan, or one that
-            points at tensors that are not there.
+        UserError: The file is missing, not a checkpoint, damaged, or would execute code; its plan is incomplete, or
+            points at tensors that are not there; an nnU-Net model is 2D.
     """
-    content = _load_mapping(file.path)
-    weights = _network_weights(content, file.path)
-    plan = _adaptation_plan(content, file)
-    _check_keys(plan, weights, file.path)
+    content = load_as_data(file.path)
+    weights = find_weights(content, file.path)
+    if PLAN_KEY in content or file.adaptation_plan_path is not None:
+        plan = _adaptation_plan(content, file)
+        check_keys(plan, weights, file.path)
+        return _checkpoint(file, content, weights, plan, SELF_SUPERVISED)
+    model = model_description(content, file.model_folder)
+    if model is None:
+        return _checkpoint(file, content, weights, None, WEIGHTS)
+    plan = _parse(adaptation_plan_of(model, weights, file.path), file.path)
+    check_keys(plan, weights, file.path)
+    return _checkpoint(file, content, weights, plan, SUPERVISED, model.dataset_json)
 
-    trainer_name = content.get("trainer_name") or plan.raw.get("trainer_name")
-    citations = content.get("citations")
-    entries = citations if isinstance(citations, (list, tuple)) else ()
-    return PretrainedCheckpoint(
-        file=file,
-        adaptation_plan=plan,
-        trainer_name=trainer_name if isinstance(trainer_name, str) else None,
-        citations=[dict(entry) for entry in entries if isinstance(entry, Mapping)],
-        network_weights=weights,
-    )
+
+def read_without_plan(file: CheckpointFile) -> tuple[PretrainedCheckpoint, Mapping[str, Any]]:
+    """Open a checkpoint whose plan may be incomplete, or is to be replaced.
+
+    Returns:
+        The checkpoint without its plan, and the plan as it stands in the file (empty where there is none).
+
+    Raises:
+        UserError: The file is missing, not a checkpoint, damaged, or would execute code.
+    """
+    content = load_as_data(file.path)
+    raw = content.get(PLAN_KEY) if isinstance(content, Mapping) else None
+    if raw is None:
+        raw = _plan_beside(file)
+    checkpoint = _checkpoint(file, content, find_weights(content, file.path), None, WEIGHTS)
+    return checkpoint, raw if isinstance(raw, Mapping) else {}
 
 
 def read_network_weights(file: CheckpointFile) -> Mapping[str, torch.Tensor]:
@@ -78,41 +111,34 @@ def read_network_weights(file: CheckpointFile) -> Mapping[str, torch.Tensor]:
     Raises:
         UserError: The file is missing, not a checkpoint, damaged, or would execute code.
     """
-    return _network_weights(_load_mapping(file.path), file.path)
+    return find_weights(load_as_data(file.path), file.path)
 
 
-def _load_mapping(path: Path) -> Mapping[Any, Any]:
-    content = load_as_data(path)
-    if not isinstance(content, Mapping):
-        raise UserError(f"'{path}' holds a {type(content).__name__}, no checkpoint: give a file written by nnssl.")
-    return content
-
-
-def _network_weights(content: Mapping[Any, Any], path: Path) -> Mapping[str, torch.Tensor]:
-    import torch
-
-    weights = content.get(WEIGHTS_KEY)
-    if not isinstance(weights, Mapping) or not weights:
-        keys = ", ".join(sorted(map(str, content))[:8]) or "nothing"
-        raise UserError(f"'{path}' has no '{WEIGHTS_KEY}' (it has: {keys}): give a checkpoint written by nnssl.")
-    for name, tensor in weights.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise UserError(
-                f"'{path}' has a {type(tensor).__name__} under '{name}' in '{WEIGHTS_KEY}' where a tensor is needed: "
-                "give a checkpoint written by nnssl."
-            )
-    return weights
+def _checkpoint(
+    file: CheckpointFile,
+    content: Mapping[Any, Any],
+    weights: Mapping[str, torch.Tensor],
+    plan: AdaptationPlan | None,
+    kind: str,
+    dataset_json: Mapping[str, Any] | None = None,
+) -> PretrainedCheckpoint:
+    trainer_name = content.get("trainer_name") or (plan.raw.get("trainer_name") if plan else None)
+    citations = content.get("citations")
+    entries = citations if isinstance(citations, (list, tuple)) else ()
+    return PretrainedCheckpoint(
+        file=file,
+        adaptation_plan=plan,
+        trainer_name=trainer_name if isinstance(trainer_name, str) else None,
+        citations=[dict(entry) for entry in entries if isinstance(entry, Mapping)],
+        network_weights=weights,
+        kind=kind,
+        dataset_json=dataset_json,
+    )
 
 
 def _adaptation_plan(content: Mapping[Any, Any], file: CheckpointFile) -> AdaptationPlan:
     embedded = content.get(PLAN_KEY)
     beside = _plan_beside(file)
-    if embedded is None and beside is None:
-        spark = " (SparkMAE checkpoints never do)" if "spark_weights" in content else ""
-        raise UserError(
-            f"'{file.path}' carries no '{PLAN_KEY}'{spark} and no adaptation_plan.json lies beside it: put one there "
-            "that describes its network, or take a checkpoint that has it."
-        )
     if embedded is None:
         return _parse(beside, file.adaptation_plan_path)
     plan = _parse(embedded, file.path)
@@ -156,7 +182,7 @@ def _warn_if_different(plan: AdaptationPlan, beside: Any, file: CheckpointFile) 
         )
 
 
-def _check_keys(plan: AdaptationPlan, weights: Iterable[str], path: Path) -> None:
+def check_keys(plan: AdaptationPlan, weights: Iterable[str], path: Path) -> None:
     """Each key must be a tensor's name or the beginning of one (`encoder.stem` of `encoder.stem.convs...`)."""
     prefixes = {name[:end] for name in weights for end in [*_dots(name), len(name)]}
     keys = [("key_to_encoder", plan.key_to_encoder), ("key_to_stem", plan.key_to_stem)]

@@ -12,9 +12,11 @@ from nnunetv2_ext.checkpoints.hashing import sha256_of_file
 from nnunetv2_ext.checkpoints.hub import MODELS_VARIABLE, download_from_hub, models_folder
 from nnunetv2_ext.checkpoints.hub_address import CHECKPOINT_FILE, HubAddress, is_url, parse_hub_url, parse_short_form
 from nnunetv2_ext.checkpoints.hub_client import PLAN_FILE
+from nnunetv2_ext.checkpoints.model_archives import is_model_archive, unpack_model
+from nnunetv2_ext.checkpoints.nnunet_models import checkpoint_in, is_model_folder, model_folder_of, model_folders_in
 from nnunetv2_ext.errors import UserError
 
-WEIGHT_FILE_ENDINGS = (".pth", ".pt", ".ckpt")
+WEIGHT_FILE_ENDINGS = (".pth", ".pt", ".ckpt", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class CheckpointFile:
         adaptation_plan_path: The `adaptation_plan.json` beside it, if there is one.
         hub_repo: `ORG/NAME` if it came from the hub.
         hub_revision: The commit it was, if that is known.
+        model_folder: The nnU-Net model folder (`plans.json`, `fold_X`) that it lies in, if it does.
     """
 
     path: Path
@@ -34,14 +37,16 @@ class CheckpointFile:
     adaptation_plan_path: Path | None = None
     hub_repo: str | None = None
     hub_revision: str | None = None
+    model_folder: Path | None = None
 
 
 def resolve_checkpoint_source(source: str) -> CheckpointFile:
     """Find the checkpoint that a user names, downloading it if need be.
 
     Args:
-        source: A file; a folder with `checkpoint_final.pth`; or a hub repository: `https://huggingface.co/ORG/NAME`
-            (also `.../tree/REV`), `hf://ORG/NAME[@REV]`, or `ORG/NAME[@REV]` where no local path has that name.
+        source: A file; a folder with `checkpoint_final.pth`; a trained nnU-Net model's folder, or the zip that
+            `nnUNetv2_export_model_to_zip` makes of it; or a hub repository: `https://huggingface.co/ORG/NAME` (also
+            `.../tree/REV`), `hf://ORG/NAME[@REV]`, or `ORG/NAME[@REV]` where no local path has that name.
 
     Raises:
         UserError: Nothing is there, or the hub does not give it.
@@ -100,14 +105,22 @@ def locate_recorded_checkpoint(pretrain_info: Mapping[str, Any], overwrite: str 
 
 
 def _from_file(path: Path, source: str) -> CheckpointFile:
+    if is_model_archive(path):
+        path = checkpoint_in(unpack_model(path))
     plan = path.parent / PLAN_FILE
-    return CheckpointFile(path, source, plan if plan.is_file() else None)
+    return CheckpointFile(path, source, plan if plan.is_file() else None, model_folder=model_folder_of(path))
 
 
 def _from_folder(folder: Path, source: str) -> CheckpointFile:
     checkpoint = folder / CHECKPOINT_FILE
     if checkpoint.is_file():
         return _from_file(checkpoint, source)
+    if is_model_folder(folder):
+        return _from_file(checkpoint_in(folder), source)
+    if models := model_folders_in(folder):
+        raise UserError(
+            f"The folder '{source}' holds nnU-Net models: give one of them ({', '.join(m.name for m in models)})."
+        )
     others = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(WEIGHT_FILE_ENDINGS))
     hint = f"give one of its files itself ({', '.join(others[:5])})" if others else "give the folder that does"
     raise UserError(f"The folder '{source}' holds no {CHECKPOINT_FILE}: {hint}.")

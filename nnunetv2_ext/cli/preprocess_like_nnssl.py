@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from nnunetv2_ext.cli import _planning
 from nnunetv2_ext.cli._command import Parser, run
 from nnunetv2_ext.planning.modes import ADAPTATION_MODES, DEFAULT_NNUNET
 
@@ -21,22 +22,7 @@ def parser() -> Parser:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("-d", nargs="+", required=True, metavar="DATASET", help="dataset ids or names, one or more")
-    p.add_argument(
-        "-n",
-        "--pretraining_name",
-        required=True,
-        metavar="NAME",
-        help="a name for this pre-training; becomes part of the plan's name",
-    )
-    p.add_argument(
-        "-pc",
-        "--pretrained_checkpoint",
-        required=True,
-        metavar="SOURCE",
-        help="checkpoint file, folder with checkpoint_final.pth, or Hugging Face repository "
-        "(https://huggingface.co/ORG/NAME, hf://ORG/NAME[@REV], ORG/NAME[@REV])",
-    )
+    _planning.add_planning_arguments(p)
     p.add_argument(
         "-am",
         "--adaptation_mode",
@@ -54,19 +40,18 @@ def parser() -> Parser:
         help="Z Y X in mm, in the order of the plan's spacing (after transposition); with -am fixed",
     )
     p.add_argument(
-        "-pl",
-        "--base_plan",
-        metavar="PLANS",
-        help="the dataset's nnU-Net plan to start from "
-        "(default: nnUNetPlans, or a ResEnc plan; made first where there is none)",
-    )
-    p.add_argument(
         "-ps",
         "--patch_size",
         nargs="+",
         type=int,
         metavar="VOXELS",
         help="Z Y X in voxels, same order (default: what the checkpoint recommends)",
+    )
+    p.add_argument(
+        "-arch",
+        metavar="NAME|FILE",
+        help="for weights that do not say which network they are of: ResEncL, PrimusM, ..., or a JSON file (an "
+        "adaptation plan or an nnU-Net plan)",
     )
     p.add_argument("-bs", "--batch_size", type=int, default=2, metavar="N", help="batch size (default: 2)")
     p.add_argument(
@@ -76,35 +61,33 @@ def parser() -> Parser:
         choices=("zscore", "default_nnunet"),
         help="z-score as in pre-training (default), or nnU-Net's choice for the dataset (CT windows)",
     )
-    p.add_argument("-np", type=int, default=4, metavar="N", help="processes for preprocessing (default: 4)")
-    p.add_argument("--no_pp", action="store_true", help="plan only, do not preprocess")
-    p.add_argument("--overwrite_pp", action="store_true", help="preprocess again cases that are there already")
-    p.add_argument("--verbose", action="store_true", help="more output; tracebacks of errors")
-    p.add_argument("--no_pbar", action="store_true", help="no progress bars")
-    return p  # fmt: skip
+    _planning.add_transfer_arguments(p, "1, all of the checkpoint's own network")
+    _planning.add_run_arguments(p)
+    return p
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the script."""
-    run(parser(), _run, argv, interrupted="finished cases are kept, and the same command continues")
+    run(parser(), _run, argv, interrupted=_planning.INTERRUPTED)
 
 
 def _run(args: argparse.Namespace) -> None:
+    from nnunetv2_ext.planning.pretrained_plan import PlanOptions
     from nnunetv2_ext.preprocessing.like_pretrained import plan_and_preprocess
 
-    plan_and_preprocess(
-        args.d,
-        args.pretraining_name,
-        args.pretrained_checkpoint,
-        mode=args.adaptation_mode,
-        override_spacing=args.override_spacing,
-        base_plan=args.base_plan,
-        patch_size=args.patch_size,
+    plan_options = PlanOptions(
+        name=args.pretraining_name,
         batch_size=args.batch_size,
         normalization=args.normalization,
-        num_processes=args.np,
-        preprocess=not args.no_pp,
-        overwrite=args.overwrite_pp,
-        verbose=args.verbose,
-        show_progress=not args.no_pbar,
+        patch_size=None if args.patch_size is None else tuple(args.patch_size),
+        transfer=_planning.transfer_options(args),
+    )
+    plan_and_preprocess(
+        args.d,
+        args.pretrained_checkpoint,
+        plan_options,
+        _planning.run_options(args),
+        mode=args.adaptation_mode,
+        override_spacing=args.override_spacing,
+        arch=args.arch,
     )

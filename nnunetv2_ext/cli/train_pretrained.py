@@ -10,9 +10,9 @@ from typing import Any
 from nnunetv2_ext.cli._command import Parser, run
 
 DESCRIPTION = """\
-Fine-tune a pre-trained network on a dataset that nnUNetv2_preprocess_like_nnssl has planned. The arguments are those
-of nnUNetv2_train; dataset, configuration and fold go by name or by position. Predict afterwards with
-nnUNetv2_predict."""
+Fine-tune a pre-trained network on a dataset that nnUNetv2_preprocess_like_nnssl or nnUNetv2_plan_like_dynamic has
+planned. The arguments are those of nnUNetv2_train; dataset, configuration and fold go by name or by position. Predict
+afterwards with nnUNetv2_predict."""
 TRAINER = "PretrainedTrainer"
 
 
@@ -36,7 +36,13 @@ def parser() -> Parser:
         metavar="PLANS",
         help="the plan, by either of its names (ptPlans__NAME____Spacing__... or ptPlans_NAME_Spacing_...)",
     )
-    p.add_argument("-tr", dest="trainer", default=TRAINER, metavar="TRAINER", help=f"{TRAINER} (default)")
+    p.add_argument(
+        "-tr",
+        dest="trainer",
+        default=TRAINER,
+        metavar="TRAINER",
+        help=f"{TRAINER} (default) or DynamicPretrainedTrainer: names the results folder",
+    )
     p.add_argument(
         "--set",
         dest="overrides",
@@ -79,9 +85,6 @@ def _run(p: Parser, args: argparse.Namespace) -> None:
     dataset = _one_of(p, "dataset (-d)", args.dataset_pos, args.dataset)
     configuration = _one_of(p, "configuration (-c)", args.configuration_pos, args.configuration)
     folds = _one_of(p, "fold (-f)", args.fold_pos and [args.fold_pos], args.folds)
-    if args.trainer != TRAINER:
-        p.error(f"-tr takes {TRAINER}, not {args.trainer!r}: the architecture and --set decide the rest")
-
     if args.device == "cpu":
         # before torch is imported: threads that spin while they wait starve everything else on the same cores
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -98,6 +101,7 @@ def _run(p: Parser, args: argparse.Namespace) -> None:
         from_scratch=args.from_scratch,
         overrides=tuple(args.overrides),
         checkpoint=args.checkpoint,
+        trainer=args.trainer,
     )
     train(dataset, configuration, folds, args.plans, options)
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_ext.errors import UserError
-from nnunetv2_ext.nnunet_folders import read_json
-from nnunetv2_ext.planning.modes import NO_RESAMPLING
+from nnunetv2_ext.nnunet_folders import NO_RESAMPLING, read_json
 
 _PLAN_KEYS = ("transpose_forward", "image_reader_writer")
 _CONFIGURATION_KEYS = (

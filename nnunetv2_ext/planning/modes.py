@@ -9,15 +9,13 @@ from typing import Any
 
 from nnunetv2_ext.checkpoints.adaptation_plan import AdaptationPlan
 from nnunetv2_ext.errors import UserError
+from nnunetv2_ext.nnunet_folders import NO_RESAMPLING
 
 LIKE_PRETRAINED = "like_pretrained"
 DEFAULT_NNUNET = "default_nnunet"
 FIXED = "fixed"
 NO_RESAMPLE = "no_resample"
 ADAPTATION_MODES = (LIKE_PRETRAINED, DEFAULT_NNUNET, FIXED, NO_RESAMPLE)
-
-NO_RESAMPLING = "no_resampling_hack"
-"""nnU-Net's function that leaves data, labels and probabilities as they are; it takes no arguments."""
 
 
 def no_resampling_functions() -> dict[str, Any]:

@@ -51,6 +51,11 @@ def plans_file_stem(name: str, identifier: str) -> str:
     return f"ptPlans__{name}____{identifier}"
 
 
+def dynamic_file_stem(name: str) -> str:
+    """The long name of a plan that keeps the dataset's own network: `ptPlans_dynamic__NAME`."""
+    return f"ptPlans_dynamic__{name}"
+
+
 def inner_plans_name(stem: str) -> str:
     """The `plans_name` inside the file: every run of underscores is one, none at the ends."""
     return re.sub("_+", "_", stem).strip("_")

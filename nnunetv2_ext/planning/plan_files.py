@@ -43,8 +43,11 @@ def read_plan(folder: Path, name: str) -> tuple[dict[str, Any], str]:
     twins = sorted(p for p in folder.glob("ptPlans*.json") if inner_plans_name(p.stem) == inner)
     if not twins:
         if (folder / f"{stem}.json").is_file():
-            raise UserError(f"{stem} (-p) is nnU-Net's own plan: nnUNetv2_preprocess_like_nnssl makes one from it")
-        there = sorted(p.stem for p in folder.glob("ptPlans__*.json"))
+            raise UserError(
+                f"{stem} (-p) is nnU-Net's own plan: nnUNetv2_preprocess_like_nnssl or "
+                "nnUNetv2_plan_like_dynamic makes one from it"
+            )
+        there = sorted(p.stem for p in folder.glob("ptPlans*__*.json"))
         hint = f"; there are {', '.join(there)}" if there else "; nnUNetv2_preprocess_like_nnssl makes one"
         raise UserError(f"there is no plan {stem} (-p) in {folder}{hint}")
     plans = {path: completed(_read_pt_plan(path)) for path in twins}
@@ -62,7 +65,7 @@ def read_plan(folder: Path, name: str) -> tuple[dict[str, Any], str]:
 def _read_pt_plan(path: Path) -> dict[str, Any]:
     plan = read_json(path)
     if "pretrain_info" not in plan:
-        raise UserError(f"{path} has no pretrain_info: it was not made by nnUNetv2_preprocess_like_nnssl")
+        raise UserError(f"{path} has no pretrain_info: it was not made for a pre-trained checkpoint")
     if CONFIGURATION not in plan.get("configurations", {}):
         raise UserError(f"{path} has no configuration {CONFIGURATION}")
     return plan

@@ -12,22 +12,25 @@ from torch import nn
 from nnunetv2_ext.files import write_json
 from nnunetv2_ext.nnunet_folders import read_json
 from nnunetv2_ext.recipes.recipe import Recipe
+from nnunetv2_ext.training.transfer_figure import draw_transfer
 from nnunetv2_ext.transfer.matching import PartKeys, network_tensors
 from nnunetv2_ext.transfer.report import FRESH, TensorRecord, TransferReport
 
 FINETUNING_FILE = "finetuning.json"
 TRANSFER_FILE = "transfer_report.json"
+TRANSFER_FIGURE = "transfer_report.png"
 _PACKAGES = ("nnunetv2-ext", "nnunetv2", "torch", "dynamic-network-architectures", "batchgenerators", "numpy")
 
 
 def write_transfer_report(folder: Path, report: TransferReport | None, network: nn.Module) -> None:
-    """Write `transfer_report.json`; without a report (from scratch) every tensor of the network is fresh."""
+    """Write `transfer_report.json` and `.png`; without a report (from scratch) every tensor of the network is fresh."""
     if report is None:
         tensors = network_tensors(network, PartKeys.of_network(network))
         report = TransferReport([
             TensorRecord(t.names[0], t.part, tuple(t.tensor.shape), FRESH, aliases=t.names[1:]) for t in tensors
         ])  # fmt: skip
     write_json(folder / TRANSFER_FILE, report.as_dict())
+    draw_transfer(report, folder / TRANSFER_FIGURE)
 
 
 def write_finetuning(folder: Path, recipe: Recipe, plans: Mapping[str, Any], from_scratch: bool) -> None:

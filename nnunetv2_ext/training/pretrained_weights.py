@@ -7,16 +7,22 @@ from typing import Any
 
 from torch import nn
 
+from nnunetv2_ext.checkpoints.pages import page_releaser
 from nnunetv2_ext.checkpoints.reading import format_citations, read_network_weights
 from nnunetv2_ext.checkpoints.sources import locate_recorded_checkpoint
 from nnunetv2_ext.nnunet_folders import CONFIGURATION
-from nnunetv2_ext.transfer.matching import PartKeys
-from nnunetv2_ext.transfer.pretrained import load_tensors, transfer_encoder
+from nnunetv2_ext.planning.pretrain_info import recorded_keys
+from nnunetv2_ext.transfer.loading import load_and_verify
+from nnunetv2_ext.transfer.pretrained import plan_transfer
 from nnunetv2_ext.transfer.report import TransferReport
+from nnunetv2_ext.transfer.request import TransferRequest
+from nnunetv2_ext.transfer.table import report_lines
 
 
 def load_pretrained_weights(network: nn.Module, plans: Mapping[str, Any], log: Callable[[str], Any]) -> TransferReport:
-    """Load encoder and stem of the plan's checkpoint into a network, in place, and say what was done.
+    """Load what the plan asks for of its checkpoint into a network, in place, verify it, and say what was done.
+
+    Beside the network there is one tensor at a time in memory; the file is memory-mapped, and its pages given back.
 
     Args:
         network: as the plan describes it, neither compiled nor wrapped.
@@ -31,17 +37,16 @@ def load_pretrained_weights(network: nn.Module, plans: Mapping[str, Any], log: C
     """
     info = plans["pretrain_info"]
     file = locate_recorded_checkpoint(info)
-    weights = read_network_weights(file)
-    keys = PartKeys(info["key_to_encoder"], info["key_to_stem"], tuple(info["keys_to_in_proj"]), info.get("key_to_lpe"))
-    tensors, report = transfer_encoder(
+    transfer = plan_transfer(
         network,
-        weights,
-        keys,
-        pretrain_patch_size=info["pt_used_patchsize"],
+        read_network_weights(file),
+        recorded_keys(info),
+        pretrain_patch_size=info.get("pt_used_patchsize"),
         patch_size=plans["configurations"][CONFIGURATION]["patch_size"],
+        request=TransferRequest.from_dict(info.get("transfer")),
     )
-    load_tensors(network, tensors)
-    log("\n".join([f"Pre-trained weights from {file.path}:", *report.summary_lines()]))
+    load_and_verify(network, transfer, page_releaser(file.path))
+    log("\n".join([f"Pre-trained weights from {file.path}:", *report_lines(transfer.report)]))
     for line in format_citations(info.get("citations") or []):
         log(line)
-    return report
+    return transfer.report

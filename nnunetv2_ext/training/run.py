@@ -38,6 +38,8 @@ from nnunetv2_ext.training.readiness import (
 )
 
 TRAINER = "PretrainedTrainer"
+TRAINERS = (TRAINER, "DynamicPretrainedTrainer")
+"""The names that `-tr` takes; the results folder carries the one given."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class TrainingOptions:
         from_scratch: `--from_scratch`.
         overrides: `--set`.
         checkpoint: `-overwrite_ckpt_path`, any source.
+        trainer: `-tr`, one of `TRAINERS`.
     """
 
     device: str = "cuda"
@@ -67,9 +70,14 @@ class TrainingOptions:
     from_scratch: bool = False
     overrides: tuple[str, ...] = ()
     checkpoint: str | None = None
+    trainer: str = TRAINER
 
     def check(self) -> None:
         """Refuse combinations that make no sense. Raises UserError."""
+        if self.trainer not in TRAINERS:
+            raise UserError(
+                f"-tr takes {' or '.join(TRAINERS)}, not {self.trainer!r}: the architecture and --set decide the rest"
+            )
         if self.continue_training and self.only_validate:
             raise UserError("--c continues a training and --val only validates a finished one: give one of the two")
         if self.validate_best and self.disable_checkpointing:
@@ -116,7 +124,7 @@ def train(dataset: str, configuration: str, folds: Sequence[str], plans: str, op
     results = nnunet_folder("nnUNet_results") / name
     if plan["configurations"][CONFIGURATION]["batch_size"] < options.num_gpus:
         raise UserError(f"-num_gpus {options.num_gpus} is more than the plan's batch size: plan with a larger -bs")
-    model_folder = results / f"{TRAINER}__{plan['plans_name']}__{CONFIGURATION}"
+    model_folder = results / f"{options.trainer}__{plan['plans_name']}__{CONFIGURATION}"
     check_results_folder(model_folder, plan, fold_list, continues=options.continue_training or options.only_validate)
     jobs = [
         FoldJob(_training_plan(plan, model_folder / f"fold_{fold}", options), dataset_json, fold, options)
@@ -125,7 +133,7 @@ def train(dataset: str, configuration: str, folds: Sequence[str], plans: str, op
 
     _write_for_stock_commands(folder, plan, replace=options.from_scratch)
     model_folder.mkdir(parents=True, exist_ok=True)
-    _link_long_name(model_folder, f"{TRAINER}__{long_name}__{CONFIGURATION}")
+    _link_long_name(model_folder, f"{options.trainer}__{long_name}__{CONFIGURATION}")
     _set_threads(options.device)
     for job in jobs:
         fold_folder = model_folder / f"fold_{job.fold}"
@@ -139,7 +147,7 @@ def train(dataset: str, configuration: str, folds: Sequence[str], plans: str, op
     device = "" if options.device == "cuda" else f" -device {options.device}"
     print(
         f"\nModel: {model_folder}\nNext:\n  nnUNetv2_predict -i INPUT_FOLDER -o OUTPUT_FOLDER -d {dataset_id(name)} "
-        f"-c {CONFIGURATION} -f {' '.join(map(str, fold_list))} -p {plan['plans_name']} -tr {TRAINER}{device}"
+        f"-c {CONFIGURATION} -f {' '.join(map(str, fold_list))} -p {plan['plans_name']} -tr {options.trainer}{device}"
     )
 
 
@@ -165,7 +173,7 @@ def _training_plan(plan: dict[str, Any], fold_folder: Path, options: TrainingOpt
     if not from_scratch and not (resumes and has_checkpoint):
         file = locate_recorded_checkpoint(plan["pretrain_info"], options.checkpoint)
         plan["pretrain_info"]["checkpoint_path"] = str(file.path)
-    plan["finetuning"] = {"trainer": TRAINER, "from_scratch": from_scratch, "recipe": recipe.as_dict()}
+    plan["finetuning"] = {"trainer": options.trainer, "from_scratch": from_scratch, "recipe": recipe.as_dict()}
     return plan
 
 
@@ -205,11 +213,13 @@ def _train_fold(job: FoldJob) -> None:
     from nnunetv2.run.run_training import maybe_load_checkpoint
     from torch.backends import cudnn
 
-    from nnunetv2_ext.training.trainer import PretrainedTrainer
+    from nnunetv2_ext.training.trainer import trainer_class
 
     options = job.options
     plans = {**copy.deepcopy(job.plan), "continue_training": options.continue_training}
-    trainer = PretrainedTrainer(plans, CONFIGURATION, job.fold, job.dataset_json, torch.device(options.device))
+    trainer = trainer_class(options.trainer)(
+        plans, CONFIGURATION, job.fold, job.dataset_json, torch.device(options.device)
+    )
     trainer.disable_checkpointing = options.disable_checkpointing
     maybe_load_checkpoint(trainer, options.continue_training, options.only_validate)
     if torch.cuda.is_available():

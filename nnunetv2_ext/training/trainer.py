@@ -20,6 +20,11 @@ from nnunetv2_ext.training.pretrained_weights import load_pretrained_weights
 from nnunetv2_ext.training.schedule import EpochSchedule
 
 
+def trainer_class(name: str) -> type[PretrainedTrainer]:
+    """`PretrainedTrainer` under another name: nnU-Net calls the results folder after the class."""
+    return PretrainedTrainer if name == PretrainedTrainer.__name__ else type(name, (PretrainedTrainer,), {})
+
+
 class PretrainedTrainer(nnUNetTrainer):
     """nnU-Net's trainer for a ptPlan.
 

@@ -1,6 +1,8 @@
-"""The rule for another number of input channels."""
+"""The rules for another number of input channels."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
@@ -21,3 +23,23 @@ def adapt_input_channels(weight: torch.Tensor, num_input_channels: int) -> torch
     """
     total = weight.sum(dim=1, keepdim=True, dtype=torch.float64) / num_input_channels
     return total.to(weight.dtype).expand(-1, num_input_channels, *weight.shape[2:]).contiguous()
+
+
+def map_input_channels(weight: torch.Tensor, channel_map: Sequence[int | None]) -> torch.Tensor:
+    """The input projection's weight for channels that are known to be those of the pre-training.
+
+    A mapped channel is copied exactly, an unmapped one starts at zero: the network computes on the mapped channels
+    what it did before, whatever lies in the others.
+
+    Args:
+        weight: (out, M, z, y, x), the pre-trained weight.
+        channel_map: for each new channel the old one (0 to M - 1), or None.
+
+    Returns:
+        (out, len(channel_map), z, y, x), of the same type.
+    """
+    mapped = weight.new_zeros(weight.shape[0], len(channel_map), *weight.shape[2:])
+    for new, old in enumerate(channel_map):
+        if old is not None:
+            mapped[:, new] = weight[:, old]
+    return mapped

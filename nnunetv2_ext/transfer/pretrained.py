@@ -1,131 +1,223 @@
-"""From a checkpoint's tensors to a network's: encoder and stem from the checkpoint, decoder and head fresh."""
+"""From a checkpoint's tensors to a network's: what fits is taken by a stated rule, what does not is named."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from math import prod
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from nnunetv2_ext.errors import UserError
-from nnunetv2_ext.transfer.channels import adapt_input_channels
 from nnunetv2_ext.transfer.matching import (
+    ENCODER,
+    HEAD,
+    STEM,
     NetworkTensor,
     PartKeys,
+    SourceNames,
+    is_below,
     is_input_projection,
-    is_positional_embedding,
     network_tensors,
-    source_name,
     unused_names,
 )
-from nnunetv2_ext.transfer.position import adapt_positional_embedding
 from nnunetv2_ext.transfer.report import ADAPTED, COPIED, FRESH, TensorRecord, TransferReport
+from nnunetv2_ext.transfer.request import TransferRequest
+from nnunetv2_ext.transfer.rules import Fit, Surroundings, fit
+
+NEAREST = 5
+"""How many of the checkpoint's names are shown where none fits."""
 
 
-def transfer_encoder(
+@dataclass(frozen=True)
+class Step:
+    """One tensor that arrives: its name in the network and in the checkpoint, and the rules on the way."""
+
+    name: str
+    source: str
+    rules: tuple[Callable[[torch.Tensor], torch.Tensor], ...]
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What comes from where. No value is computed before it is asked for, one tensor at a time.
+
+    Attributes:
+        steps: the tensors that arrive.
+        report: what becomes of every tensor of the network.
+        weights: the checkpoint's tensors.
+    """
+
+    steps: Sequence[Step]
+    report: TransferReport
+    weights: Mapping[str, torch.Tensor]
+
+    def value(self, step: Step) -> torch.Tensor:
+        """A step's value, by its rules, on the CPU and in the checkpoint's type.
+
+        Raises:
+            UserError: the checkpoint's tensor holds NaN or inf.
+        """
+        value = self.weights[step.source]
+        if not is_finite(value):
+            raise UserError(
+                f"the checkpoint's {step.source} holds NaN or inf: its pre-training diverged, or the file is damaged"
+            )
+        for rule in step.rules:
+            value = rule(value)
+        return value
+
+    def values(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names in the network's state dict and their new values, one at a time."""
+        for step in self.steps:
+            yield step.name, self.value(step)
+
+
+def plan_transfer(
     network: nn.Module,
     weights: Mapping[str, torch.Tensor],
     keys: PartKeys,
     *,
-    pretrain_patch_size: Sequence[int],
+    pretrain_patch_size: Sequence[int] | None,
     patch_size: Sequence[int],
-) -> tuple[dict[str, torch.Tensor], TransferReport]:
-    """Find, for every encoder and stem tensor of `network`, its value in a checkpoint.
+    request: TransferRequest = TransferRequest(),  # noqa: B008  frozen
+) -> Transfer:
+    """Find, for every tensor of `network` that is asked for, its value in a checkpoint.
 
-    Nothing is written into the network (it may live on the meta device); see `load_tensors`.
+    Nothing is written into the network (it may live on the meta device); see `loading.load_and_verify`.
 
     Args:
         network: a network of dynamic-network-architectures, neither compiled nor wrapped.
         weights: the checkpoint's tensors by name.
         keys: where the parts lie in the checkpoint (the network knows its own).
-        pretrain_patch_size: voxels, the patch that the checkpoint was trained with.
+        pretrain_patch_size: voxels, the patch that the checkpoint was trained with; None where it is not known.
         patch_size: voxels, the patch that the network is built for; both in network axis order.
-
-    Returns:
-        New tensors by the network's first name for each, and the report over all of its tensors.
+        request: what to bring over.
 
     Raises:
-        UserError: an encoder or stem tensor has no match of a fitting shape. Nothing starts at random unsaid.
+        UserError: less of encoder and stem has a match than the request's `min_coverage`, or nothing has; a 2D
+            checkpoint; a channel map that does not fit. Nothing starts at random unsaid.
     """
     own = PartKeys.of_network(network)
-    token_size = network.get_submodule(own.keys_to_in_proj[0]).get_parameter("weight").shape[2:]
-    tensors: dict[str, torch.Tensor] = {}
+    targets = network_tensors(network, own)
+    names = SourceNames(weights, own, keys, targets)
+    surroundings = _surroundings(targets, names, weights, own, pretrain_patch_size, patch_size, request)
+    steps: list[Step] = []
     records: list[TensorRecord] = []
-    problems: list[str] = []
     used: list[str] = []
-    for target in network_tensors(network, own):
-        name, shape = target.names[0], tuple(target.tensor.shape)
-        if target.part == "decoder":
-            records.append(TensorRecord(name, target.part, shape, FRESH, aliases=target.names[1:]))
+    for target in targets:
+        if not _is_asked_for(target, request):
+            records.append(_record(target, FRESH))
             continue
-        source = source_name(target, weights, own, keys)
-        if source is None:
-            problems.append(f"{name} {shape}: not in the checkpoint")
+        sources = names.of(target)
+        if not sources:
+            records.append(_record(target, FRESH, reason="not in the checkpoint"))
             continue
-        value, how = _fit(target, weights[source], own, token_size, pretrain_patch_size, patch_size)
-        if value is None:
-            problems.append(f"{name} is {shape} here and {tuple(weights[source].shape)} in the checkpoint")
+        source, value = sources[0], weights[sources[0]]
+        found = fit(target, value, surroundings)
+        if isinstance(found, str):
+            records.append(_record(target, FRESH, reason=found))
             continue
-        tensors[name] = value
-        used.append(source)
-        records.append(
-            TensorRecord(name, target.part, shape, ADAPTED if how else COPIED, source, how, target.names[1:])
-        )
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(
-            f"{len(problems)} encoder or stem tensors of the network have no match in the checkpoint: "
-            f"{'; '.join(problems[:3])}{more}; the plan's architecture is not the one that was pre-trained"
-        )
-    return tensors, TransferReport(records, unused_names(weights, used))
+        steps.append(Step(target.names[0], source, found.rules))
+        used.extend(sources)
+        action = ADAPTED if found.how else COPIED
+        records.append(_record(target, action, source=source, how=found.how, note=_note(found, sources, weights)))
+    unused = unused_names(weights, used)
+    surplus = tuple(n for n in unused if is_below(n, keys.key_to_encoder) or is_below(n, keys.key_to_stem))
+    report = TransferReport(records, unused, surplus)
+    _check_coverage(report, weights, request, own)
+    return Transfer(steps, report, weights)
 
 
-def load_tensors(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors into a network in place, by their names in its state dict, converted to its type and device."""
-    own = network.state_dict(keep_vars=True)
-    with torch.no_grad():
-        for name, value in tensors.items():
-            own[name].copy_(value)
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor inf; reads it once, without a copy."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    low, high = torch.aminmax(tensor)  # NaN passes through both
+    return bool(torch.isfinite(low) and torch.isfinite(high))
 
 
-def _fit(
-    target: NetworkTensor,
-    value: torch.Tensor,
+def _surroundings(
+    targets: Sequence[NetworkTensor],
+    names: SourceNames,
+    weights: Mapping[str, torch.Tensor],
     own: PartKeys,
-    token_size: Sequence[int],
-    pretrain_patch_size: Sequence[int],
+    pretrain_patch_size: Sequence[int] | None,
     patch_size: Sequence[int],
-) -> tuple[torch.Tensor | None, str | None]:
-    """The value for the network's tensor and the rule that made it; (None, None) where no rule applies."""
-    shape = tuple(target.tensor.shape)
-    if is_positional_embedding(target, own):
-        return _fit_position(shape, value, token_size, pretrain_patch_size, patch_size)
-    if tuple(value.shape) == shape:
-        return value, None
-    if is_input_projection(target, own) and (value.shape[0], *value.shape[2:]) == (shape[0], *shape[2:]):
-        channels = f"{value.shape[1]} input channel{'s' * (value.shape[1] > 1)} to {shape[1]}"
-        return adapt_input_channels(value, shape[1]), f"{channels}: sum over channels kept, shared equally"
-    return None, None
+    request: TransferRequest,
+) -> Surroundings:
+    """What the rules have to know of the two networks; refuses a 2D checkpoint and a channel map that does not fit."""
+    projection = next(t for t in targets if is_input_projection(t, own))
+    source = next(iter(names.of(projection)), None)
+    shape = projection.shape if source is None else tuple(weights[source].shape)
+    if len(shape) == 4:
+        raise UserError(
+            f"the checkpoint is of a 2D network ({source} is {shape}), and the network here is 3D: 2D weights cannot "
+            "be brought over"
+        )
+    if len(shape) != 5:
+        raise UserError(f"the checkpoint's {source} is {shape}, which is no convolution's weight")
+    if request.channel_map is not None:
+        _check_channel_map(request.channel_map, projection.shape[1], shape[1])
+    return Surroundings(
+        own, tuple(projection.shape[2:]), tuple(shape[2:]), pretrain_patch_size, patch_size, request.channel_map
+    )
 
 
-def _fit_position(
-    shape: tuple[int, ...],
-    value: torch.Tensor,
-    token_size: Sequence[int],
-    pretrain_patch_size: Sequence[int],
-    patch_size: Sequence[int],
-) -> tuple[torch.Tensor | None, str | None]:
-    """Token grids follow from the patch sizes and the patch embedding; (None, None) where they do not fit the tensor.
+def _check_channel_map(channel_map: Sequence[int | None], num_channels: int, num_pretrained: int) -> None:
+    if len(channel_map) != num_channels:
+        raise UserError(
+            f"-cm has {len(channel_map)} entries and the dataset {num_channels} channel(s): give one for each, a "
+            "channel of the checkpoint or none"
+        )
+    if beyond := [c for c in channel_map if c is not None and c >= num_pretrained]:
+        raise UserError(
+            f"-cm names channel {beyond[0]}, and the checkpoint has {num_pretrained} (0 to {num_pretrained - 1})"
+        )
 
-    The grids are compared, not the number of tokens: 4x8x8 and 8x8x4 have as many.
-    """
-    source_grid = [p // t for p, t in zip(pretrain_patch_size, token_size, strict=True)]
-    target_grid = [p // t for p, t in zip(patch_size, token_size, strict=True)]
-    prefix = shape[1] - prod(target_grid)  # register tokens
-    if prefix < 0 or value.shape[1] - prod(source_grid) != prefix or value.shape[2] != shape[2]:
-        return None, None
-    if source_grid == target_grid:
-        return value, None
-    text = " to ".join("x".join(map(str, grid)) for grid in (source_grid, target_grid))
-    return adapt_positional_embedding(value, source_grid, target_grid, prefix), f"token grid {text}: trilinear"
+
+def _is_asked_for(target: NetworkTensor, request: TransferRequest) -> bool:
+    if target.part in (STEM, ENCODER):
+        return True
+    return request.keep_head if target.part == HEAD else request.decoder
+
+
+def _record(target: NetworkTensor, action: str, **more: str | None) -> TensorRecord:
+    return TensorRecord(target.names[0], target.part, target.shape, action, aliases=target.names[1:], **more)
+
+
+def _note(found: Fit, sources: Sequence[str], weights: Mapping[str, torch.Tensor]) -> str | None:
+    """What was converted, and names of one tensor that disagree in the checkpoint."""
+    notes = [found.note] if found.note else []
+    first = weights[sources[0]]
+    others = [
+        name
+        for name in sources[1:]
+        if weights[name].data_ptr() != first.data_ptr() and not torch.equal(weights[name], first)
+    ]
+    if others:
+        kinds = " and ".join("all_modules" if "all_modules" in n else "plain" for n in (sources[0], others[0]))
+        notes.append(f"its {kinds} names disagree in the checkpoint: taken is what the forward pass used, the first")
+    return "; ".join(notes) or None
+
+
+def _check_coverage(
+    report: TransferReport, weights: Mapping[str, torch.Tensor], request: TransferRequest, own: PartKeys
+) -> None:
+    reasons = "; ".join(report.reasons())
+    if report.coverage == 0:
+        wanted = next(r.name for r in report.records if r.part == ENCODER)
+        near = difflib.get_close_matches(wanted, list(weights), n=NEAREST, cutoff=0.0)
+        raise UserError(
+            f"the checkpoint and the network ({own.key_to_encoder}, {own.key_to_stem}) have nothing in common: "
+            f"{reasons}. The checkpoint's names nearest to {wanted} are {', '.join(near)}; "
+            "nnUNetv2_convert_pretrained_checkpoint takes the keys of a network with other names"
+        )
+    if report.coverage < request.min_coverage:
+        raise UserError(
+            f"{report.coverage:.1%} of the encoder's and stem's parameters have a match in the checkpoint, and "
+            f"{request.min_coverage:.1%} must (-min_coverage): {reasons}"
+        )
+    if request.keep_head and any(r.part == HEAD and r.action == FRESH for r in report.records):
+        raise UserError(f"-keep_head: the segmentation head does not fit: {reasons}")
