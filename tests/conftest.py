@@ -20,22 +20,23 @@ TINY_PRIMUS = Path(__file__).parent / "data" / "tiny_primus"
 
 @dataclass(frozen=True)
 class Workplace:
-    """A user's nnU-Net folders with the MNI dataset in them."""
+    """A user's nnU-Net folders with a dataset in them."""
 
     root: Path
     env: dict[str, str]
+    dataset: str = DATASET
 
     @property
     def raw(self) -> Path:
-        return self.root / "nnUNet_raw" / DATASET
+        return self.root / "nnUNet_raw" / self.dataset
 
     @property
     def preprocessed(self) -> Path:
-        return self.root / "nnUNet_preprocessed" / DATASET
+        return self.root / "nnUNet_preprocessed" / self.dataset
 
     @property
     def results(self) -> Path:
-        return self.root / "nnUNet_results" / DATASET
+        return self.root / "nnUNet_results" / self.dataset
 
     def plan(self, stem: str) -> dict:
         return json.loads((self.preprocessed / f"{stem}.json").read_text())
@@ -66,7 +67,7 @@ def copy_of(workplace: Workplace, root: Path, *, results: bool = False) -> Workp
     for source in ("nnUNet_raw", "nnUNet_preprocessed", *(("nnUNet_results",) if results else ())):
         shutil.rmtree(root / source)
         shutil.copytree(workplace.root / source, root / source, symlinks=True)
-    return Workplace(root, {**env, "XDG_CACHE_HOME": workplace.env["XDG_CACHE_HOME"]})
+    return Workplace(root, {**env, "XDG_CACHE_HOME": workplace.env["XDG_CACHE_HOME"]}, workplace.dataset)
 
 
 @pytest.fixture(scope="session")
@@ -129,3 +130,94 @@ def primus_model(planned_primus: Model) -> Model:
     """The tiny Primus, trained and validated with probabilities."""
     output = train(planned_primus.workplace, planned_primus.inner_name, "--npz")
     return Model(**{**planned_primus.__dict__, "training_output": output})
+
+
+STOCK_TRAINER = '''
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+
+class nnUNetTrainerTiny(nnUNetTrainer):
+    """Stock nnU-Net, for two epochs of three steps."""
+
+    def __init__(self, plans, configuration, fold, dataset_json, device):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 2, 3, 2
+'''
+
+
+@dataclass(frozen=True)
+class StockModel:
+    """A model that stock nnU-Net has planned, preprocessed and trained; this package had no part in it."""
+
+    workplace: Workplace
+    folder: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "fold_0" / "checkpoint_final.pth"
+
+
+def _stock_model(workplace: Workplace, plans: str) -> StockModel:
+    identifier = int(workplace.dataset[len("Dataset") :][:3])
+    run_command(
+        "nnUNetv2_train", identifier, "3d_fullres", 0, "-p", plans, "-tr", "nnUNetTrainerTiny", "-device", "cpu",
+        env={**workplace.env, "nnUNet_n_proc_DA": "0"},
+    )  # fmt: skip
+    return StockModel(workplace, workplace.results / f"nnUNetTrainerTiny__{plans}__3d_fullres")
+
+
+@pytest.fixture(scope="session")
+def source_workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """Another user's folders: a dataset of four channels and three labels, isotropic, and a stock trainer."""
+    root = tmp_path_factory.mktemp("source")
+    trainers = root / "trainers"
+    trainers.mkdir()
+    (trainers / "nnUNetTrainerTiny.py").write_text(STOCK_TRAINER)
+    env = {**nnunet_environment(root), "nnUNet_extTrainer": str(trainers)}
+    place = Workplace(root, env, "Dataset997_Source")
+    make_mni_dataset(place.raw, num_subjects=5, crop=(32, 32, 32), num_channels=4, spacings=((1.0, 1.0, 1.0),))
+    return place
+
+
+@pytest.fixture(scope="session")
+def plain_model(source_workplace: Workplace) -> StockModel:
+    """A PlainConvUNet, nnU-Net's default."""
+    run_command(
+        "nnUNetv2_plan_and_preprocess", "-d", 997, "-c", "3d_fullres", "-np", 1, "-npfp", 1, env=source_workplace.env
+    )
+    return _stock_model(source_workplace, "nnUNetPlans")
+
+
+@pytest.fixture(scope="session")
+def residual_model(source_workplace: Workplace, plain_model: StockModel) -> StockModel:
+    """A ResidualEncoderUNet, nnU-Net's recommendation, on the same cases."""
+    run_command("nnUNetv2_plan_experiment", "-d", 997, "-pl", "nnUNetPlannerResEncM", env=source_workplace.env)
+    path = source_workplace.preprocessed / "nnUNetResEncUNetMPlans.json"
+    plan = json.loads(path.read_text())
+    plan["configurations"]["3d_fullres"]["data_identifier"] = "nnUNetPlans_3d_fullres"
+    path.write_text(json.dumps(plan))
+    return _stock_model(source_workplace, "nnUNetResEncUNetMPlans")
+
+
+@pytest.fixture(scope="session")
+def anisotropic_workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """Two channels, two labels and 4 mm slices, so other strides and kernels; planned by stock nnU-Net alone."""
+    root = tmp_path_factory.mktemp("anisotropic")
+    place = Workplace(root, nnunet_environment(root), "Dataset998_Target")
+    make_mni_dataset(place.raw, num_subjects=5, crop=(16, 48, 48), num_channels=2, spacings=((4.0, 1.0, 1.0),))
+    for label in [*(place.raw / "labelsTr").iterdir(), *(place.raw / "labelsTs").iterdir()]:
+        _merge_labels(label)
+    description = json.loads((place.raw / "dataset.json").read_text())
+    description["labels"] = {"background": 0, "brain": 1}
+    (place.raw / "dataset.json").write_text(json.dumps(description))
+    run_command("nnUNetv2_plan_and_preprocess", "-d", 998, "--no_pp", "-npfp", 1, env=place.env)
+    return place
+
+
+def _merge_labels(path: Path) -> None:
+    import SimpleITK as sitk
+
+    image = sitk.ReadImage(str(path))
+    merged = sitk.Cast(image > 0, image.GetPixelID())
+    merged.CopyInformation(image)
+    sitk.WriteImage(merged, str(path))
