@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -43,14 +43,14 @@ def load_and_verify(network: nn.Module, transfer: Transfer, release: Callable[[]
 
 
 def verify(
-    network: nn.Module, transfer: Transfer, fresh: dict[str, str], release: Callable[[], None] | None = None
+    network: nn.Module, transfer: Transfer, fresh: Mapping[str, int], release: Callable[[], None] | None = None
 ) -> None:
     """Compare every tensor of a network with the report.
 
     Args:
         network: after loading.
         transfer: what was loaded.
-        fresh: digests of the fresh tensors before.
+        fresh: checksums of the fresh tensors before.
         release: as in `load_and_verify`.
 
     Raises:
@@ -58,10 +58,12 @@ def verify(
     """
     own = network.state_dict(keep_vars=True)
     wrong = [name for name, digest in fresh.items() if _digest(own[name]) != digest]
-    for name, value in transfer.values():
-        tensor = own[name].detach()
-        if not torch.equal(tensor.cpu(), value.to(tensor.dtype)):
-            wrong.append(name)
+    for step in transfer.steps:
+        value = transfer.weights[step.source]
+        for rule in step.rules:
+            value = rule(value)
+        if not torch.equal(_words(own[step.name]), _words(value.to(own[step.name].dtype))):
+            wrong.append(step.name)
         del value
         if release is not None:
             release()
@@ -71,6 +73,14 @@ def verify(
         raise TransferMismatchError(f"after loading, {len(wrong)} tensors are not what the report says: {wrong[:5]}")
 
 
-def _digest(tensor: torch.Tensor) -> str:
+def _digest(tensor: torch.Tensor) -> int:
+    """A checksum, not a cryptographic hash: it is to notice mistakes, twice as fast."""
+    return zlib.crc32(_words(tensor).numpy().data)
+
+
+def _words(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's bytes as whole numbers of 64 bits on the CPU, which are compared faster than its own numbers."""
     values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.blake2b(values.numpy().data, digest_size=16).hexdigest()
+    if values.numel() % 8 or values.storage_offset() % 8:
+        values = torch.nn.functional.pad(values, (0, -values.numel() % 8))
+    return values.view(torch.int64)
