@@ -16,6 +16,10 @@ from nnunetv2_ext.transfer.position import adapt_positional_embedding
 
 Rule = Callable[[torch.Tensor], torch.Tensor]
 
+MAX_PREFIX_TOKENS = 17
+"""A class token and 16 registers, the most that Darcet et al. (2023, arXiv 2309.16588) try. More tokens than the grid
+and these are of another grid."""
+
 
 @dataclass(frozen=True)
 class Surroundings:
@@ -102,25 +106,40 @@ def _fit_position(shape: tuple[int, ...], value: torch.Tensor, surroundings: Sur
     shapes = f"is {shape} here and {tuple(value.shape)} in the checkpoint"
     if value.ndim != 3 or value.shape[0] != 1 or value.shape[2] != shape[2]:
         return f"of another width: {shapes}"
-    target = [p // t for p, t in zip(surroundings.patch_size, surroundings.token_size, strict=True)]
-    source = _source_grid(value.shape[1], surroundings)
-    prefix, pretrained_prefix = shape[1] - prod(target), value.shape[1] - prod(source)
-    if prefix < 0 or pretrained_prefix < 0:
+    target = _grid(surroundings.patch_size, surroundings.token_size)
+    num_prefix = shape[1] - prod(target)
+    source = _source_grid(value.shape[1], num_prefix, surroundings)
+    num_pretrained = value.shape[1] - prod(source)
+    if not source or num_prefix < 0 or not 0 <= num_pretrained <= MAX_PREFIX_TOKENS:
         return f"of a patch that does not explain the number of tokens: {shapes}"
-    if source == target and prefix == pretrained_prefix:
+    texts = []
+    if source != target:
+        texts.append(f"token grid {' to '.join('x'.join(map(str, grid)) for grid in (source, target))}: trilinear")
+    if num_pretrained != num_prefix:
+        texts += [f"{num_pretrained} class or register tokens dropped"] if num_pretrained else []
+        texts += [f"{num_prefix} register tokens start at zero"] if num_prefix else []
+    if not texts:
         return Fit()
-    texts = [f"token grid {' to '.join('x'.join(map(str, grid)) for grid in (source, target))}: trilinear"]
-    if pretrained_prefix != prefix:
-        texts.append(f"{pretrained_prefix} class or register tokens dropped")
-    rule = partial(adapt_positional_embedding, source_grid=source, target_grid=target, num_prefix_tokens=prefix)
-    return Fit((rule,), "; ".join(texts[source == target :]))
+    rule = partial(adapt_positional_embedding, source_grid=source, target_grid=target, num_prefix_tokens=num_prefix)
+    return Fit((rule,), "; ".join(texts))
 
 
-def _source_grid(num_tokens: int, surroundings: Surroundings) -> list[int]:
-    """Tokens per axis in pre-training; a cube where the patch is not known (and any class token left over)."""
+def _source_grid(num_tokens: int, num_prefix: int, surroundings: Surroundings) -> list[int]:
+    """Tokens per axis in pre-training, empty where nothing explains their number.
+
+    Where the patch is not known they are a cube, with the network's register tokens or a class token in front or not.
+    """
     if surroundings.pretrain_patch_size is not None:
-        return [p // t for p, t in zip(surroundings.pretrain_patch_size, surroundings.pretrain_token_size, strict=True)]
-    return [int(num_tokens ** (1 / 3) + 1e-6)] * 3
+        return _grid(surroundings.pretrain_patch_size, surroundings.pretrain_token_size)
+    for prefix in (0, num_prefix, 1):
+        side = round(max(0, num_tokens - prefix) ** (1 / 3))
+        if side > 0 and side**3 + prefix == num_tokens:
+            return [side] * 3
+    return []
+
+
+def _grid(patch_size: Sequence[int], token_size: Sequence[int]) -> list[int]:
+    return [p // t for p, t in zip(patch_size, token_size, strict=True)]
 
 
 def _kernel_text(source: Sequence[int], target: Sequence[int], transposed: bool) -> str:
