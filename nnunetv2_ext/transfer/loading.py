@@ -59,9 +59,7 @@ def verify(
     own = network.state_dict(keep_vars=True)
     wrong = [name for name, digest in fresh.items() if _digest(own[name]) != digest]
     for step in transfer.steps:
-        value = transfer.weights[step.source]
-        for rule in step.rules:
-            value = rule(value)
+        value = step.apply(transfer.weights)
         if not torch.equal(_words(own[step.name]), _words(value.to(own[step.name].dtype))):
             wrong.append(step.name)
         del value
@@ -70,7 +68,8 @@ def verify(
     for record in transfer.report.records:
         wrong += [alias for alias in record.aliases if own[alias] is not own[record.name]]
     if wrong:
-        raise TransferMismatchError(f"after loading, {len(wrong)} tensors are not what the report says: {wrong[:5]}")
+        count = f"{len(wrong)} tensors are" if len(wrong) > 1 else "a tensor is"
+        raise TransferMismatchError(f"after loading, {count} not what the report says: {', '.join(wrong[:5])}")
 
 
 def _digest(tensor: torch.Tensor) -> int:

@@ -98,13 +98,24 @@ class SourceNames:
         found = dict.fromkeys(name for name in candidates if name in self._weights)
         return tuple(sorted(found, key=lambda name: "all_modules" not in name))
 
+    def is_encoder(self, name: str) -> bool:
+        """Whether a name of the checkpoint lies in its encoder or stem; the decoder's copy only where it is alone."""
+        for _, prefix in self._prefixes:
+            own, copy = self._copies(prefix)
+            if is_below(name, own) or (is_below(name, copy) and own + name[len(copy) :] not in self._weights):
+                return True
+        return False
+
     def _in_encoder(self, names: Sequence[str]) -> Iterable[str]:
         for name in names:
-            for own_prefix, their_prefix in self._prefixes:
-                if is_below(name, own_prefix):
-                    yield their_prefix + name[len(own_prefix) :]
-                    # nnU-Net's decoders hold the encoder too; a file without shared storage may have that name alone
-                    yield f"{self._root}decoder.{their_prefix[len(self._root) :]}{name[len(own_prefix) :]}"
+            longest = next(((own, their) for own, their in self._prefixes if is_below(name, own)), None)
+            if longest is not None:
+                own_prefix, their_prefix = longest
+                yield from (prefix + name[len(own_prefix) :] for prefix in self._copies(their_prefix))
+
+    def _copies(self, prefix: str) -> tuple[str, str]:
+        """nnU-Net's decoders hold the encoder too; a file without shared storage may have that name alone."""
+        return prefix, f"{self._root}decoder.{prefix[len(self._root) :]}"
 
     def _in_decoder(self, names: Sequence[str]) -> Iterable[str]:
         """Decoder stages count from the bottleneck, but belong together by the resolution that they restore."""
@@ -127,10 +138,20 @@ def is_positional_embedding(target: NetworkTensor, own: PartKeys) -> bool:
 
 
 def unused_names(weights: Mapping[str, torch.Tensor], used: Iterable[str]) -> tuple[str, ...]:
-    """Names in the checkpoint whose values went nowhere; a second name of a tensor that was used counts as used."""
+    """Tensors of the checkpoint whose values went nowhere, each once, by its first name."""
     names = set(used)
     taken = {_storage(weights[name]) for name in names}
-    return tuple(name for name, tensor in weights.items() if name not in names and _storage(tensor) not in taken)
+    unused: dict[tuple[int, tuple[int, ...]], str] = {}
+    for name, tensor in weights.items():
+        if name not in names and _storage(tensor) not in taken:
+            unused.setdefault(_storage(tensor), name)
+    return tuple(unused.values())
+
+
+def is_in_decoder_stage(name: str) -> bool:
+    """Whether a name lies in a stage of a U-Net's decoder: its convolutions or the upsampling in front of them."""
+    stage = _DECODER_STAGE.fullmatch(name)
+    return stage is not None and not stage["list"].endswith("seg_layers.")
 
 
 def is_below(name: str, prefix: str) -> bool:

@@ -17,7 +17,7 @@ from nnunetv2_ext.transfer.matching import (
     NetworkTensor,
     PartKeys,
     SourceNames,
-    is_below,
+    is_in_decoder_stage,
     is_input_projection,
     network_tensors,
     unused_names,
@@ -38,6 +38,13 @@ class Step:
     source: str
     rules: tuple[Callable[[torch.Tensor], torch.Tensor], ...]
 
+    def apply(self, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The value, on the CPU and in the network's type."""
+        value = weights[self.source]
+        for rule in self.rules:
+            value = rule(value)
+        return value
+
 
 @dataclass(frozen=True)
 class Transfer:
@@ -54,19 +61,16 @@ class Transfer:
     weights: Mapping[str, torch.Tensor]
 
     def value(self, step: Step) -> torch.Tensor:
-        """A step's value, by its rules, on the CPU and in the checkpoint's type.
+        """A step's value, on the CPU and in the network's type.
 
         Raises:
             UserError: the checkpoint's tensor holds NaN or inf.
         """
-        value = self.weights[step.source]
-        if not is_finite(value):
+        if not is_finite(self.weights[step.source]):
             raise UserError(
                 f"the checkpoint's {step.source} holds NaN or inf: its pre-training diverged, or the file is damaged"
             )
-        for rule in step.rules:
-            value = rule(value)
-        return value
+        return step.apply(self.weights)
 
     def values(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Names in the network's state dict and their new values, one at a time."""
@@ -82,6 +86,7 @@ def plan_transfer(
     pretrain_patch_size: Sequence[int] | None,
     patch_size: Sequence[int],
     request: TransferRequest = TransferRequest(),  # noqa: B008  frozen
+    release: Callable[[], None] | None = None,
 ) -> Transfer:
     """Find, for every tensor of `network` that is asked for, its value in a checkpoint.
 
@@ -94,6 +99,8 @@ def plan_transfer(
         pretrain_patch_size: voxels, the patch that the checkpoint was trained with; None where it is not known.
         patch_size: voxels, the patch that the network is built for; both in network axis order.
         request: what to bring over.
+        release: called after values were compared (names of one tensor that may disagree); may give back memory that
+            reading the checkpoint took.
 
     Raises:
         UserError: less of encoder and stem has a match than the request's `min_coverage`, or nothing has; a 2D
@@ -106,6 +113,7 @@ def plan_transfer(
     steps: list[Step] = []
     records: list[TensorRecord] = []
     used: list[str] = []
+    looked_at: set[str] = set()
     for target in targets:
         if not _is_asked_for(target, request):
             records.append(_record(target, FRESH))
@@ -114,6 +122,7 @@ def plan_transfer(
         if not sources:
             records.append(_record(target, FRESH, reason="not in the checkpoint"))
             continue
+        looked_at.update(sources)
         source, value = sources[0], weights[sources[0]]
         found = fit(target, value, surroundings)
         if isinstance(found, str):
@@ -122,9 +131,14 @@ def plan_transfer(
         steps.append(Step(target.names[0], source, found.rules))
         used.extend(sources)
         action = ADAPTED if found.how else COPIED
-        records.append(_record(target, action, source=source, how=found.how, note=_note(found, sources, weights)))
+        note = _note(found, sources, weights, release)
+        records.append(_record(target, action, source=source, how=found.how, note=note))
     unused = unused_names(weights, used)
-    surplus = tuple(n for n in unused if is_below(n, keys.key_to_encoder) or is_below(n, keys.key_to_stem))
+    surplus = tuple(
+        name
+        for name in unused
+        if name not in looked_at and (names.is_encoder(name) or (request.decoder and is_in_decoder_stage(name)))
+    )
     report = TransferReport(records, unused, surplus)
     _check_coverage(report, weights, request, own)
     return Transfer(steps, report, weights)
@@ -171,7 +185,7 @@ def _check_channel_map(channel_map: Sequence[int | None], num_channels: int, num
             f"-cm has {len(channel_map)} entries and the dataset {num_channels} channel(s): give one for each, a "
             "channel of the checkpoint or none"
         )
-    if beyond := [c for c in channel_map if c is not None and c >= num_pretrained]:
+    if beyond := [c for c in channel_map if c is not None and not 0 <= c < num_pretrained]:
         raise UserError(
             f"-cm names channel {beyond[0]}, and the checkpoint has {num_pretrained} (0 to {num_pretrained - 1})"
         )
@@ -187,18 +201,26 @@ def _record(target: NetworkTensor, action: str, **more: str | None) -> TensorRec
     return TensorRecord(target.names[0], target.part, target.shape, action, aliases=target.names[1:], **more)
 
 
-def _note(found: Fit, sources: Sequence[str], weights: Mapping[str, torch.Tensor]) -> str | None:
+def _note(
+    found: Fit, sources: Sequence[str], weights: Mapping[str, torch.Tensor], release: Callable[[], None] | None
+) -> str | None:
     """What was converted, and names of one tensor that disagree in the checkpoint."""
     notes = [found.note] if found.note else []
     first = weights[sources[0]]
-    others = [
+    different = [
         name
         for name in sources[1:]
         if weights[name].data_ptr() != first.data_ptr() and not torch.equal(weights[name], first)
     ]
-    if others:
-        kinds = " and ".join("all_modules" if "all_modules" in n else "plain" for n in (sources[0], others[0]))
-        notes.append(f"its {kinds} names disagree in the checkpoint: taken is what the forward pass used, the first")
+    if release is not None and any(weights[name].data_ptr() != first.data_ptr() for name in sources[1:]):
+        release()
+    if different and "all_modules" in sources[0] and "all_modules" not in different[0]:
+        notes.append(
+            "its all_modules and its plain name disagree in the checkpoint: all_modules is what the forward pass used, "
+            "and is taken"
+        )
+    elif different:
+        notes.append("its names in the checkpoint disagree: the first is taken, that of the encoder by itself")
     return "; ".join(notes) or None
 
 

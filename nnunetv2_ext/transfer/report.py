@@ -69,8 +69,9 @@ class TransferReport:
 
     Attributes:
         records: one for every tensor of the network.
-        unused: the checkpoint's tensors that nothing took.
-        surplus: those of them that lie in its encoder or stem: stages and blocks that the network does not have.
+        unused: the checkpoint's tensors that nothing took, each by its first name.
+        surplus: those of them that the network has no place for, in the parts that were asked for: stages and blocks
+            that it does not have.
     """
 
     records: Sequence[TensorRecord]
@@ -89,7 +90,9 @@ class TransferReport:
         return {
             "coverage": self.coverage,
             "summary": self.summary_table(),
-            "tensors": [{k: v for k, v in asdict(r).items() if v not in (None, ())} for r in self.records],
+            "tensors": [
+                {k: v for k, v in asdict(r).items() if k == "shape" or v not in (None, ())} for r in self.records
+            ],
             "unused_checkpoint_tensors": list(self.unused),
             "surplus_checkpoint_stages": stages(self.surplus),
         }
@@ -139,16 +142,16 @@ class TransferReport:
         for record in self.records:
             if record.action == ADAPTED:
                 rules.setdefault(record.how or "", []).append(record.name)
-        lines = [
-            f"adapted: {', '.join(names if len(names) == 1 else stages(names))}: {r}" for r, names in rules.items()
-        ]
+        lines = [f"adapted: {_places(names)}: {rule}" for rule, names in rules.items()]
         lines += [f"fresh: {reason}" for reason in self.reasons()]
         notes = Counter(r.note for r in self.records if r.note)
         lines += [f"{note} ({count} tensor{'s' * (count > 1)})" for note, count in notes.items()]
         if self.surplus:
-            lines.append(f"the checkpoint has more than the network: {', '.join(stages(self.surplus))}")
+            lines.append(f"the checkpoint has more than the network: {_places(self.surplus)}")
         if others := len(self.unused) - len(self.surplus):
-            lines.append(f"{others} tensors of the checkpoint are not used (its own decoder or head)")
+            lines.append(
+                f"{others} other tensor{'s' * (others > 1)} of the checkpoint {'are' if others > 1 else 'is'} not used"
+            )
         return lines
 
 
@@ -160,3 +163,7 @@ def stages(names: Iterable[str]) -> list[str]:
         block = match[1] if match and match[2] != "0" else stage_of(name)
         blocks.setdefault(stage_of(name), []).append(block)
     return [b for stage, found in blocks.items() for b in ([stage] if stage in found else dict.fromkeys(found))]
+
+
+def _places(names: Sequence[str]) -> str:
+    return ", ".join(names if len(names) == 1 else stages(names))
