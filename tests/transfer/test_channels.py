@@ -1,9 +1,10 @@
-"""The channel rule against the convolution itself."""
+"""The channel rules against numpy and against the convolution itself."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 from torch.nn.functional import conv3d
 
 import nnunetv2_ext
-from nnunetv2_ext.transfer.channels import adapt_input_channels
+from nnunetv2_ext.transfer.channels import adapt_input_channels, map_input_channels
+from tests.transfer import references
 
+MAPS = st.lists(st.none() | st.integers(0, 3), min_size=1, max_size=6)
 CHECKPOINT = Path(nnunetv2_ext.__file__).parent / "data" / "tiny_resenc" / "checkpoint_final.pth"
 
 
@@ -73,4 +76,42 @@ def test_the_pretrained_weight_is_not_touched() -> None:
     weight = torch.randn(4, 1, 3, 3, 3)
     before = weight.clone()
     adapt_input_channels(weight, 2).mul_(7)
+    assert torch.equal(weight, before)
+
+
+@settings(max_examples=60, deadline=None)
+@given(MAPS, st.integers(0, 2**31))
+def test_a_map_copies_what_it_names_and_leaves_the_rest_zero(channel_map: list[int | None], seed: int) -> None:
+    weight = torch.randn(5, 4, 3, 1, 3, generator=torch.Generator().manual_seed(seed))
+    mapped = map_input_channels(weight, channel_map)
+    assert mapped.dtype == weight.dtype
+    np.testing.assert_array_equal(mapped.numpy(), references.mapped_channels(weight.numpy(), channel_map))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.permutations([0, 1, 2, None, None]), st.integers(0, 2**31))
+def test_on_the_mapped_channels_the_stem_gives_what_it_gave_whatever_is_in_the_others(
+    channel_map: list[int | None], seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    before, after = torch.nn.Conv3d(3, 4, 3, padding=1), torch.nn.Conv3d(5, 4, 3, padding=1)
+    after.weight.data, after.bias.data = map_input_channels(before.weight.data, channel_map), before.bias.data
+    known = torch.randn(1, 3, 6, 7, 8, generator=generator)
+    others = 1000 * torch.randn(1, 1, 6, 7, 8, generator=generator)
+    image = torch.cat([others if c is None else known[:, c : c + 1] for c in channel_map], dim=1)
+    torch.testing.assert_close(after(image), before(known), atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**31))
+def test_sharing_equals_numpy(before: int, after: int, seed: int) -> None:
+    weight = torch.randn(4, before, 3, 3, 1, generator=torch.Generator().manual_seed(seed))
+    expected = references.shared_channels(weight.numpy(), after)
+    np.testing.assert_allclose(adapt_input_channels(weight, after).numpy(), expected, atol=1e-6)
+
+
+def test_mapping_does_not_touch_the_pretrained_weight() -> None:
+    weight = torch.randn(4, 2, 3, 3, 3)
+    before = weight.clone()
+    map_input_channels(weight, [1, None, 0]).mul_(7)
     assert torch.equal(weight, before)

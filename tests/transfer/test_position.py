@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 from einops import rearrange
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
 from nnunetv2_ext.transfer.position import adapt_positional_embedding
+from tests.transfer import references
 
 Grid = tuple[int, int, int]
 GRIDS: list[tuple[Grid, Grid]] = [
@@ -20,6 +23,7 @@ GRIDS: list[tuple[Grid, Grid]] = [
     ((2, 2, 2), (1, 1, 1)),
     ((1, 4, 4), (3, 4, 4)),
 ]
+SIDES = st.tuples(*[st.integers(1, 6)] * 3)
 
 
 def centres(grid: Grid) -> np.ndarray:
@@ -86,6 +90,25 @@ def test_register_tokens_in_front_are_kept_and_the_rest_interpolated() -> None:
     assert torch.equal(adapted[:, :3], embedding[:, :3])
     without = adapt_positional_embedding(embedding[:, 3:], (4, 4, 4), (2, 6, 4))
     assert torch.equal(adapted[:, 3:], without)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SIDES, SIDES, st.integers(0, 5), st.integers(0, 2**31))
+def test_any_grid_to_any_other_equals_scipy_with_any_prefix_dropped(
+    source: Grid, target: Grid, prefix: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    embedding = torch.randn(1, prefix + int(np.prod(source)), 4, generator=generator)
+    adapted = adapt_positional_embedding(embedding, source, target)
+    np.testing.assert_allclose(adapted.numpy(), references.position(embedding.numpy(), source, target), atol=1e-5)
+
+
+@pytest.mark.parametrize("pretrained", [0, 1, 5])
+def test_another_number_of_prefix_tokens_starts_at_zero_and_moves_no_token(pretrained: int) -> None:
+    embedding = random_embedding((4, 4, 4), prefix=pretrained)
+    adapted = adapt_positional_embedding(embedding, (4, 4, 4), (4, 4, 4), num_prefix_tokens=2)
+    assert torch.equal(adapted[:, :2], torch.zeros(1, 2, 5))
+    assert torch.equal(adapted[:, 2:], embedding[:, pretrained:])
 
 
 def test_the_type_stays() -> None:

@@ -10,34 +10,39 @@ import torch
 from scipy.ndimage import map_coordinates
 from torch import nn
 
-from nnunetv2_ext.errors import UserError
-from nnunetv2_ext.transfer.pretrained import load_tensors, transfer_encoder
+from nnunetv2_ext.transfer.matching import PartKeys
 from nnunetv2_ext.transfer.report import TransferReport
-from tests.transfer.networks import NETWORKS, PATCH, copies, keys_of, of_encoder, primus, resenc, weights_of
+from tests.transfer import references
+from tests.transfer.networks import (
+    NETWORKS,
+    PLAIN_KEYS,
+    PRIMUS_KEYS,
+    copies,
+    keys_of,
+    of_encoder,
+    plain_unet,
+    plan_into,
+    primus,
+    random_values,
+    records_by_name,
+    resenc,
+    transfer_into,
+    weights_of,
+)
 
 BOTH = pytest.mark.parametrize("name", ["tiny_resenc", "tiny_primus"])
 
 
 def transfer(
-    name: str,
-    network: nn.Module,
-    weights: dict[str, torch.Tensor] | None = None,
-    patch_size: tuple[int, ...] = PATCH,
-    pretrain_patch_size: tuple[int, ...] = PATCH,
-) -> tuple[dict[str, torch.Tensor], TransferReport]:
-    return transfer_encoder(
-        network,
-        weights_of(name) if weights is None else weights,
-        keys_of(name),
-        pretrain_patch_size=pretrain_patch_size,
-        patch_size=patch_size,
-    )
+    name: str, network: nn.Module, weights: dict[str, torch.Tensor] | None = None, **options: object
+) -> TransferReport:
+    return transfer_into(network, weights_of(name) if weights is None else weights, keys_of(name), **options)
 
 
 @BOTH
 def test_the_encoder_equals_the_checkpoint_tensor_by_tensor(name: str) -> None:
     network = NETWORKS[name]()
-    load_tensors(network, transfer(name, network)[0])
+    transfer(name, network)
     weights = weights_of(name)
     encoder = {n: t for n, t in network.state_dict().items() if of_encoder(n)}
     assert {n for n in weights if of_encoder(n) and not n.startswith("decoder.")} <= set(encoder)
@@ -49,7 +54,7 @@ def test_the_encoder_equals_the_checkpoint_tensor_by_tensor(name: str) -> None:
 def test_the_decoder_keeps_its_own_values(name: str) -> None:
     network = NETWORKS[name]()
     before = copies(network.state_dict())
-    load_tensors(network, transfer(name, network)[0])
+    transfer(name, network)
     decoder = {n: t for n, t in network.state_dict().items() if not of_encoder(n)}
     assert decoder
     assert all(torch.equal(tensor, before[n]) for n, tensor in decoder.items())
@@ -59,17 +64,18 @@ def test_the_decoder_keeps_its_own_values(name: str) -> None:
 def test_a_network_without_values_gets_the_same_tensors(name: str) -> None:
     with torch.device("meta"):
         network = NETWORKS[name]()
-    planned, _ = transfer(name, network)
-    loaded, _ = transfer(name, NETWORKS[name]())
-    assert list(planned) == list(loaded)
-    assert all(torch.equal(tensor, loaded[n]) for n, tensor in planned.items())
+    planned = dict(plan_into(network, weights_of(name), keys_of(name)).values())
+    loaded = NETWORKS[name]()
+    report = transfer(name, loaded)
+    assert set(planned) == {r.name for r in report.records if r.action != "fresh"}
+    assert all(torch.equal(tensor, loaded.state_dict()[n]) for n, tensor in planned.items())
 
 
 @BOTH
 def test_planning_a_transfer_leaves_the_network_alone(name: str) -> None:
     network = NETWORKS[name]()
     before = copies(network.state_dict())
-    transfer(name, network)
+    list(plan_into(network, weights_of(name), keys_of(name)).values())
     assert all(torch.equal(tensor, before[n]) for n, tensor in network.state_dict().items())
 
 
@@ -78,7 +84,7 @@ def test_training_the_network_leaves_the_checkpoint_alone(name: str) -> None:
     weights = weights_of(name)
     before = copies(weights)
     network = NETWORKS[name](channels=2)
-    load_tensors(network, transfer(name, network, weights)[0])
+    transfer(name, network, weights)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(1)
@@ -89,25 +95,36 @@ def test_training_the_network_leaves_the_checkpoint_alone(name: str) -> None:
 def test_parameters_stay_the_same_objects_with_gradients(name: str) -> None:
     network = NETWORKS[name]()
     before = dict(network.named_parameters())
-    load_tensors(network, transfer(name, network)[0])
+    transfer(name, network)
     after = dict(network.named_parameters())
     assert all(after[n] is parameter and parameter.requires_grad for n, parameter in before.items())
 
 
 def test_values_are_converted_to_the_networks_type() -> None:
     network = resenc().double()
-    load_tensors(network, transfer("tiny_resenc", network)[0])
+    transfer("tiny_resenc", network)
     stem = network.state_dict()["encoder.stem.convs.0.conv.weight"]
     assert stem.dtype == torch.float64
     assert torch.equal(stem, weights_of("tiny_resenc")["encoder.stem.convs.0.conv.weight"].double())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_converted_and_said(dtype: torch.dtype) -> None:
+    weights = {name: tensor.to(dtype) for name, tensor in weights_of("tiny_primus").items()}
+    network = primus()
+    report = transfer("tiny_primus", network, weights)
+    own = network.state_dict()
+    assert all(own[n].dtype == torch.float32 and torch.equal(own[n], weights[n].float()) for n in own if of_encoder(n))
+    count = sum(of_encoder(n) for n in own)
+    assert f"{str(dtype).removeprefix('torch.')} as float32 ({count} tensors)" in report.remarks()
+    assert report.coverage == 1
+
+
 @pytest.mark.parametrize(("name", "stem"), [("tiny_resenc", "encoder.stem"), ("tiny_primus", "down_projection")])
 def test_more_input_channels_change_the_input_projection_alone(name: str, stem: str) -> None:
     one, four = NETWORKS[name](), NETWORKS[name](channels=4)
-    load_tensors(one, transfer(name, one)[0])
-    tensors, report = transfer(name, four)
-    load_tensors(four, tensors)
+    transfer(name, one)
+    report = transfer(name, four)
     adapted = [r for r in report.records if r.action == "adapted"]
     assert [r.part for r in adapted] == ["stem"]
     assert "1 input channel to 4" in str(adapted[0].how)
@@ -123,19 +140,33 @@ def test_more_input_channels_change_the_input_projection_alone(name: str, stem: 
 
 
 def test_fewer_input_channels_than_in_pre_training_are_summed() -> None:
-    weights = weights_of("tiny_primus")
+    weights, network = weights_of("tiny_primus"), primus()
     weights["down_projection.proj.weight"] = torch.randn(96, 3, 8, 8, 8)
-    tensors, _ = transfer("tiny_primus", primus(), weights)
+    transfer("tiny_primus", network, weights)
     torch.testing.assert_close(
-        tensors["down_projection.proj.weight"], weights["down_projection.proj.weight"].sum(1, keepdim=True)
+        network.down_projection.proj.weight, weights["down_projection.proj.weight"].sum(1, keepdim=True)
     )
+
+
+@pytest.mark.parametrize("channel_map", [(1, None, 0), (None, 2), (0, 1, 2, None, 0)])
+def test_with_a_map_the_stem_gives_what_it_gave_on_the_mapped_channels(channel_map: tuple[int | None, ...]) -> None:
+    """Channels of the pre-training that nothing maps to are absent there, as an image of zeros is."""
+    source, network = plain_unet(channels=3), plain_unet(channels=len(channel_map))
+    transfer_into(network, random_values(source), PLAIN_KEYS, channel_map=channel_map)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, len(channel_map), 8, 8, 8, generator=generator)
+    known = torch.zeros(1, 3, 8, 8, 8)
+    for new, old in enumerate(channel_map):
+        if old is not None:
+            known[:, old] += image[:, new]
+    with torch.no_grad():
+        torch.testing.assert_close(network.encoder.stages[0](image), source.encoder.stages[0](known))
 
 
 @pytest.mark.parametrize("patch_size", [(16, 48, 32), (64, 64, 64), (16, 64, 32)])
 def test_another_patch_interpolates_the_positional_embedding_as_scipy_does(patch_size: tuple[int, ...]) -> None:
     network = primus(patch_size=patch_size)
-    tensors, report = transfer("tiny_primus", network, patch_size=patch_size)
-    load_tensors(network, tensors)
+    report = transfer("tiny_primus", network, patch_size=patch_size)
     table = weights_of("tiny_primus")["eva.pos_embed"][0].double().numpy().reshape(4, 4, 4, 96)
     axes = [(np.arange(p // 8) + 0.5) * 4 / (p // 8) - 0.5 for p in patch_size]
     where = np.stack(np.meshgrid(*axes, indexing="ij"))
@@ -147,59 +178,57 @@ def test_another_patch_interpolates_the_positional_embedding_as_scipy_does(patch
 
 def test_as_many_tokens_on_another_grid_count_as_another_patch() -> None:
     """16 x 64 x 32 voxels have the 64 tokens of 32 x 32 x 32."""
-    tensors, report = transfer("tiny_primus", primus(patch_size=(16, 64, 32)), patch_size=(16, 64, 32))
+    network = primus(patch_size=(16, 64, 32))
+    report = transfer("tiny_primus", network, patch_size=(16, 64, 32))
     pretrained = weights_of("tiny_primus")["eva.pos_embed"]
-    assert tensors["eva.pos_embed"].shape == pretrained.shape
-    assert not torch.allclose(tensors["eva.pos_embed"], pretrained)
-    assert "4x4x4 to 2x8x4" in "\n".join(report.summary_lines())
+    assert network.eva.pos_embed.shape == pretrained.shape
+    assert not torch.allclose(network.eva.pos_embed, pretrained)
+    assert "adapted: eva.pos_embed: token grid 4x4x4 to 2x8x4: trilinear" in report.remarks()
 
 
-def test_a_patch_that_does_not_explain_the_checkpoints_tokens_is_refused() -> None:
-    with pytest.raises(UserError, match=r"eva\.pos_embed is \(1, 64, 96\) here"):
-        transfer("tiny_primus", primus(), pretrain_patch_size=(64, 64, 64))
+def test_a_patch_embedding_for_anisotropic_voxels_takes_the_same_tokens_over_another_grid() -> None:
+    source, network = (
+        primus(token_size=(2, 8, 8), patch_size=(8, 32, 32)),
+        primus(token_size=(2, 8, 8), patch_size=(16, 16, 48)),
+    )
+    pretrained = random_values(source)
+    report = transfer_into(
+        network, pretrained, keys_of("tiny_primus"), pretrain_patch_size=(8, 32, 32), patch_size=(16, 16, 48)
+    )
+    expected = references.position(pretrained["eva.pos_embed"].numpy(), (4, 4, 4), (8, 2, 6))
+    np.testing.assert_allclose(network.eva.pos_embed.detach().numpy(), expected, atol=1e-6)
+    assert report.coverage == 1
 
 
-def drop(weights: dict[str, torch.Tensor], part: str) -> None:
-    for name in [n for n in weights if part in n]:
-        del weights[name]
-
-
-def halve(weights: dict[str, torch.Tensor], part: str) -> None:
-    for name in [n for n in weights if part in n]:
-        weights[name] = weights[name][: len(weights[name]) // 2]
+def test_another_patch_embedding_stays_fresh_and_the_transformer_arrives() -> None:
+    network = primus(token_size=(2, 8, 8), patch_size=(8, 32, 32))
+    before = network.down_projection.proj.weight.detach().clone()
+    report = transfer("tiny_primus", network, patch_size=(8, 32, 32), min_coverage=0.5)
+    assert torch.equal(network.down_projection.proj.weight, before)
+    assert torch.equal(network.eva.pos_embed, weights_of("tiny_primus")["eva.pos_embed"])
+    assert report.reasons() == [
+        "stem: 1 tensor of a kernel size without a rule (down_projection; down_projection.proj.weight is "
+        "(96, 1, 2, 8, 8) here and (96, 1, 8, 8, 8) in the checkpoint)"
+    ]
 
 
 @pytest.mark.parametrize(
-    ("name", "part", "reported"),
+    ("request_", "arriving"),
     [
-        ("tiny_resenc", "encoder.stages.1.blocks.0.conv1.", "encoder.stages.1.blocks.0.conv1.conv.weight"),
-        ("tiny_resenc", "encoder.stem.convs.0.", "encoder.stem.convs.0.conv.weight"),
-        ("tiny_primus", "eva.blocks.1.attn.q_proj.weight", "eva.blocks.1.attn.q_proj.weight"),
-        ("tiny_primus", "down_projection.proj.weight", "down_projection.proj.weight"),
-        ("tiny_primus", "eva.pos_embed", "eva.pos_embed"),
+        ({}, {"stem", "encoder"}),
+        ({"load": "encoder"}, {"stem", "encoder"}),
+        ({"load": "encoder+decoder"}, {"stem", "encoder", "decoder"}),
+        ({"load": "encoder+decoder", "keep_head": True}, {"stem", "encoder", "decoder", "head"}),
     ],
 )
-@pytest.mark.parametrize(("damage", "words"), [(drop, "not in the checkpoint"), (halve, "here and")])
-def test_an_encoder_or_stem_tensor_without_a_match_is_refused_by_name(
-    name: str, part: str, reported: str, damage: Callable[[dict[str, torch.Tensor], str], None], words: str
+@pytest.mark.parametrize(("make", "keys"), [(plain_unet, PLAIN_KEYS), (primus, PRIMUS_KEYS)], ids=["plain", "primus"])
+def test_the_parts_that_are_asked_for_arrive_and_no_others(
+    request_: dict, arriving: set[str], make: Callable[[], nn.Module], keys: PartKeys
 ) -> None:
-    weights = weights_of(name)
-    damage(weights, part)
-    if damage is halve and part == "eva.pos_embed":
-        weights[part] = weights_of(name)[part][:, :32]
-    with pytest.raises(UserError, match="no match in the checkpoint") as caught:
-        transfer(name, NETWORKS[name](), weights)
-    assert reported in str(caught.value)
-    assert words in str(caught.value)
-
-
-def test_another_width_is_refused_and_only_some_tensors_are_listed() -> None:
-    with pytest.raises(UserError, match=r"encoder\.stages.*and \d+ more.*not the one that was pre-trained"):
-        transfer("tiny_resenc", resenc(features=(8, 16, 32, 48)))
-
-
-def test_more_blocks_than_were_pre_trained_are_refused() -> None:
-    weights = weights_of("tiny_primus")
-    drop(weights, "eva.blocks.2.")
-    with pytest.raises(UserError, match=r"eva\.blocks\.2\."):
-        transfer("tiny_primus", primus(), weights)
+    pretrained, network = random_values(make()), make()
+    before = copies(network.state_dict())
+    records = records_by_name(transfer_into(network, pretrained, keys, **request_))
+    assert {r.part for r in records.values()} == {"stem", "encoder", "decoder", "head"}
+    for name, tensor in network.state_dict().items():
+        assert (records[name].action == "copied") == (records[name].part in arriving)
+        assert torch.equal(tensor, (pretrained if records[name].part in arriving else before)[name])
