@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,11 @@ def page_releaser(path: Path) -> Callable[[], None]:
 
     Reading a mapped tensor makes its pages resident, and they count as the process's memory until the system needs
     them elsewhere: reading a checkpoint through would cost its whole size. Mappings made after this call are not
-    known to the function. Where a system has no `/proc/self/maps`, it does nothing.
+    known to the function. Values written into mapped tensors are lost: they are copies of pages. Where a system has no
+    `/proc/self/maps`, it does nothing.
     """
-    ranges = _mapped_ranges(Path(path).resolve())
+    path = Path(path).resolve()
+    ranges = _mapped_ranges(path)
     if not ranges:
         return lambda: None
     libc = ctypes.CDLL(None, use_errno=True)
@@ -24,9 +27,20 @@ def page_releaser(path: Path) -> Callable[[], None]:
 
     def release() -> None:
         for start, length in ranges:
-            libc.madvise(start, length, mmap.MADV_DONTNEED)
+            if _is_still_mapped(path, start, length):
+                libc.madvise(start, length, mmap.MADV_DONTNEED)
 
     return release
+
+
+def _is_still_mapped(path: Path, start: int, length: int) -> bool:
+    """Whether the file is where it was: once its tensors are gone, other memory may lie there."""
+    try:
+        return os.readlink(f"/proc/self/map_files/{start:x}-{start + length:x}") == str(path)
+    except FileNotFoundError:
+        return False
+    except OSError:  # not for everyone in some containers
+        return (start, length) in _mapped_ranges(path)
 
 
 def _mapped_ranges(path: Path) -> list[tuple[int, int]]:
