@@ -25,12 +25,12 @@ def find_weights(content: Any, path: Path) -> Mapping[str, torch.Tensor]:
     """
     if not isinstance(content, Mapping):
         raise UserError(f"'{path}' holds a {type(content).__name__}, no checkpoint: give a file of weights by name.")
-    for key in CONTAINERS:
-        found = content.get(key)
-        if isinstance(found, Mapping) and found:
-            return _strict(found, path) if key == WEIGHTS_KEY else _tensors(found, key, path)
-    if any(_is_tensor(value) for value in content.values()):
-        return _tensors(content, None, path)
+    weights = content.get(WEIGHTS_KEY)
+    if isinstance(weights, Mapping) and weights:
+        return _strict(weights, path)
+    for candidate in (*(content.get(key) for key in CONTAINERS), content):
+        if isinstance(candidate, Mapping) and (tensors := _usable_tensors(candidate)):
+            return tensors
     keys = ", ".join(sorted(map(str, content))[:8]) or "nothing"
     raise UserError(
         f"'{path}' has no weights under {', '.join(CONTAINERS)}, nor at its top level (it has: {keys}): give a "
@@ -39,24 +39,37 @@ def find_weights(content: Any, path: Path) -> Mapping[str, torch.Tensor]:
 
 
 def _strict(weights: Mapping[Any, Any], path: Path) -> Mapping[str, torch.Tensor]:
-    for name, tensor in weights.items():
-        if not isinstance(name, str) or not _is_tensor(tensor):
+    tensors = _usable_tensors(weights)
+    for name, value in weights.items():
+        if name not in tensors:
             raise UserError(
-                f"'{path}' has a {type(tensor).__name__} under '{name}' in '{WEIGHTS_KEY}' where a tensor is needed: "
+                f"'{path}' has a {_kind(value)} under '{name}' in '{WEIGHTS_KEY}' where a tensor of numbers is needed: "
                 "give a checkpoint written by nnssl or nnU-Net."
             )
-    return weights
-
-
-def _tensors(content: Mapping[Any, Any], key: str | None, path: Path) -> Mapping[str, torch.Tensor]:
-    """State dicts of other frameworks hold counters and extra states beside the tensors."""
-    tensors = {name: value for name, value in content.items() if isinstance(name, str) and _is_tensor(value)}
-    if not tensors:
-        raise UserError(f"'{path}' has no tensors under '{key}': give a checkpoint of a network.")
     return tensors
 
 
-def _is_tensor(value: Any) -> bool:
+def _usable_tensors(content: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
+    """State dicts of other frameworks hold counters, extra states and unusual tensors beside the weights."""
+    return {name: value.detach() for name, value in content.items() if isinstance(name, str) and _is_usable(value)}
+
+
+def _is_usable(value: Any) -> bool:
+    """Whether a value is a tensor of plain numbers that lie in memory or in the file."""
     import torch
 
-    return isinstance(value, torch.Tensor)
+    numbers = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8)
+    return (
+        isinstance(value, torch.Tensor)
+        and value.dtype in (*numbers, torch.int16, torch.int32, torch.int64)
+        and value.layout == torch.strided
+        and not value.is_meta
+    )
+
+
+def _kind(value: Any) -> str:
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__
+    return f"tensor without values ({value.dtype})" if value.is_meta else f"{value.dtype} {value.layout} tensor"
