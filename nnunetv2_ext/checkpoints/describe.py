@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nnunetv2_ext.architectures.build import build_on_meta_device
 from nnunetv2_ext.architectures.presets import downstream_architecture, short_name
 from nnunetv2_ext.checkpoints.roots import network_root
 from nnunetv2_ext.errors import UserError
@@ -45,6 +44,8 @@ def describe(
     Raises:
         UserError: the architecture is not known or cannot be built.
     """
+    from nnunetv2_ext.architectures.build import build_on_meta_device  # imports torch
+
     architecture_name = short_name(architecture_name)
     architecture = downstream_architecture(architecture_name, arch_kwargs, patch_size)
     network = build_on_meta_device(architecture, 1, 2)

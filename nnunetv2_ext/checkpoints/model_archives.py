@@ -39,16 +39,17 @@ def unpack_model(path: Path) -> Path:
         path: the zip file.
 
     Returns:
-        `$XDG_CACHE_HOME/nnunetv2_ext/models/SHA256/TRAINER__PLANS__CONFIGURATION`.
+        `$XDG_CACHE_HOME/nnunetv2_ext/models/SHA256[:16]/TRAINER__PLANS__CONFIGURATION`.
 
     Raises:
-        UserError: a member would leave the target folder, the archive is damaged, or holds more than one model.
+        UserError: a member would leave the target folder, the archive is damaged, or holds more than one model; the
+            cache cannot be written.
     """
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             _refuse_unsafe(member, path)
         folder = _model_in(archive, path)
-        target = cache_folder() / "models" / sha256_of_file(path)[:16] / (folder.name or path.stem)
+        target = _cached_models(path) / sha256_of_file(path)[:16] / (folder.name or path.stem)
         for member in archive.infolist():
             inside = PurePosixPath(member.filename)
             if member.is_dir() or not inside.is_relative_to(folder):
@@ -58,6 +59,15 @@ def unpack_model(path: Path) -> Path:
                 continue
             _unpack(archive, member, target / name, path)
     return target
+
+
+def _cached_models(path: Path) -> Path:
+    try:
+        return cache_folder() / "models"
+    except RuntimeError:
+        raise UserError(
+            f"'{path}' cannot be unpacked, there is no home folder: set XDG_CACHE_HOME to a folder for it."
+        ) from None
 
 
 def _refuse_unsafe(member: zipfile.ZipInfo, path: Path) -> None:
@@ -76,7 +86,7 @@ def _model_in(archive: zipfile.ZipFile, path: Path) -> PurePosixPath:
     chosen = folders if len(folders) == 1 else [f for f in folders if f.name.endswith(_PREFERRED)]
     if len(chosen) != 1:
         raise UserError(
-            f"'{path}' holds {len(folders)} models ({', '.join(f.name for f in folders)}): unpack it, and give the "
+            f"'{path}' holds {len(folders)} models ({', '.join(map(str, folders))}): unpack it, and give the "
             "folder of one of them."
         )
     return chosen[0]
@@ -90,3 +100,8 @@ def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, pat
             shutil.copyfileobj(source, sink, 8 * 1024 * 1024)
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError, zlib.error) as error:
         raise UserError(f"'{path}' is damaged at '{member.filename}' ({error}): download or copy it again.") from error
+    except OSError as error:
+        raise UserError(
+            f"'{path}' cannot be unpacked to '{target.parent}' ({error.strerror}): make room there, or set "
+            "XDG_CACHE_HOME to a folder that has it."
+        ) from error

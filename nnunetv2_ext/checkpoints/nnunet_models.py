@@ -61,10 +61,16 @@ def checkpoint_in(folder: Path) -> Path:
             )
     folds = [(match[1], p) for p in folder.iterdir() if p.is_dir() and (match := _FOLD.fullmatch(p.name))]
     for _, fold in sorted(folds, key=lambda f: (f[0] != "all", int(f[0]) if f[0].isdecimal() else -1)):
-        for name in CHECKPOINTS:
-            if (fold / name).is_file():
-                return fold / name
+        if checkpoint := checkpoint_in_fold(fold):
+            return checkpoint
     raise UserError(f"The nnU-Net model '{folder}' has no checkpoint in its folds: train it, or give another model.")
+
+
+def checkpoint_in_fold(folder: Path) -> Path | None:
+    """The checkpoint of a model's fold folder (`fold_0`), the final one if there is one; None for other folders."""
+    if not _FOLD.fullmatch(folder.name):
+        return None
+    return next((folder / name for name in CHECKPOINTS if (folder / name).is_file()), None)
 
 
 def model_folder_of(checkpoint: Path) -> Path | None:
@@ -77,7 +83,7 @@ def model_description(content: Mapping[str, Any], folder: Path | None) -> ModelD
     """What a model's folder or, without one, its checkpoint says of it; None for a file that is no nnU-Net model.
 
     Raises:
-        UserError: the folder's files are not valid.
+        UserError: the folder's files are not valid, or do not say which configuration was trained.
     """
     stored = content.get("init_args")
     stored = stored if isinstance(stored, Mapping) else {}
@@ -90,24 +96,42 @@ def model_description(content: Mapping[str, Any], folder: Path | None) -> ModelD
         named = folder.name.rpartition("__")[2]
         if named in plans.get("configurations", {}):
             configuration = named
-    if not isinstance(plans, Mapping) or not isinstance(plans.get("configurations"), Mapping):
+    plans = plans if isinstance(plans, Mapping) else {}
+    known = plans.get("configurations")
+    if isinstance(known, Mapping) and isinstance(configuration, str) and configuration in known:
+        if isinstance(dataset_json, Mapping):
+            return ModelDescription(plans, dataset_json, configuration)
+        missing = f"no {DATASET_FILE}: copy it from the model's results folder"
+    else:
+        missing = f"a name that ends in no configuration of its {PLANS_FILE}: call it TRAINER__PLANS__CONFIGURATION"
+    if folder is None:
         return None
-    if not isinstance(dataset_json, Mapping) or configuration not in plans["configurations"]:
-        return None
-    return ModelDescription(plans, dataset_json, str(configuration))
+    raise UserError(f"The nnU-Net model '{folder}' has {missing}.")
 
 
 def adaptation_plan_of(model: ModelDescription, weights: Mapping[str, torch.Tensor], path: Path) -> dict[str, Any]:
     """The adaptation plan of a trained nnU-Net model, as nnssl would have written it.
 
     Raises:
-        UserError: a 2D model, or a network that is not known.
+        UserError: a 2D model, a network that is not known, or plans that are not complete.
     """
+    try:
+        return _adaptation_plan_of(model, weights)
+    except UserError as error:
+        raise UserError(f"'{path}': {error}") from error
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"'{path}': the model's plans do not describe its configuration {model.configuration} as nnU-Net's do "
+            f"({type(error).__name__}: {error}): copy {PLANS_FILE} from the model's results folder."
+        ) from error
+
+
+def _adaptation_plan_of(model: ModelDescription, weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     manager = PlansManager(copy.deepcopy(dict(model.plans)))
     configuration = manager.get_configuration(model.configuration).configuration
-    check_three_dimensions(configuration["patch_size"], f"'{path}' ({model.configuration})")
+    check_three_dimensions(configuration["patch_size"], f"the model ({model.configuration})")
     architecture = configuration["architecture"]
     resampled = configuration.get("resampling_fn_data") != NO_RESAMPLING
     return describe(

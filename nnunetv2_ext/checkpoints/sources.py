@@ -13,7 +13,13 @@ from nnunetv2_ext.checkpoints.hub import MODELS_VARIABLE, download_from_hub, mod
 from nnunetv2_ext.checkpoints.hub_address import CHECKPOINT_FILE, HubAddress, is_url, parse_hub_url, parse_short_form
 from nnunetv2_ext.checkpoints.hub_client import PLAN_FILE
 from nnunetv2_ext.checkpoints.model_archives import is_model_archive, unpack_model
-from nnunetv2_ext.checkpoints.nnunet_models import checkpoint_in, is_model_folder, model_folder_of, model_folders_in
+from nnunetv2_ext.checkpoints.nnunet_models import (
+    checkpoint_in,
+    checkpoint_in_fold,
+    is_model_folder,
+    model_folder_of,
+    model_folders_in,
+)
 from nnunetv2_ext.errors import UserError
 
 WEIGHT_FILE_ENDINGS = (".pth", ".pt", ".ckpt", ".safetensors")
@@ -25,7 +31,7 @@ class CheckpointFile:
 
     Attributes:
         path: The file, absolute.
-        source: As the user gave it.
+        source: As the user gave it; of a zip the absolute path, since what is unpacked of it lies in a cache.
         adaptation_plan_path: The `adaptation_plan.json` beside it, if there is one.
         hub_repo: `ORG/NAME` if it came from the hub.
         hub_revision: The commit it was, if that is known.
@@ -106,13 +112,19 @@ def locate_recorded_checkpoint(pretrain_info: Mapping[str, Any], overwrite: str 
 
 def _from_file(path: Path, source: str) -> CheckpointFile:
     if is_model_archive(path):
-        path = checkpoint_in(unpack_model(path))
+        source = str(path)
+        try:
+            path = checkpoint_in(unpack_model(path))
+        except UserError as error:
+            raise error if source in str(error) else UserError(f"'{source}': {error}") from error
     plan = path.parent / PLAN_FILE
     return CheckpointFile(path, source, plan if plan.is_file() else None, model_folder=model_folder_of(path))
 
 
 def _from_folder(folder: Path, source: str) -> CheckpointFile:
     checkpoint = folder / CHECKPOINT_FILE
+    if not checkpoint.is_file():
+        checkpoint = checkpoint_in_fold(folder) or checkpoint
     if checkpoint.is_file():
         return _from_file(checkpoint, source)
     if is_model_folder(folder):
