@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnunetv2_ext.checkpoints.adaptation_plan import AdaptationPlan
 from nnunetv2_ext.checkpoints.citations import format_citations
-from nnunetv2_ext.checkpoints.contents import WEIGHTS_KEY, find_weights
+from nnunetv2_ext.checkpoints.contents import find_weights
 from nnunetv2_ext.checkpoints.loading import load_as_data
 from nnunetv2_ext.checkpoints.nnunet_models import adaptation_plan_of, model_description
 from nnunetv2_ext.checkpoints.sources import CheckpointFile
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 PLAN_KEY = "nnssl_adaptation_plan"
 SELF_SUPERVISED, SUPERVISED, WEIGHTS = "nnssl checkpoint", "nnU-Net model", "weights"
 """Kinds of sources: with an adaptation plan; trained by nnU-Net, with its plans; nothing but tensors."""
+
+NEAREST = 5
+"""How many of the checkpoint's names are shown where a key fits none."""
 
 __all__ = ["PretrainedCheckpoint", "format_citations", "read_checkpoint", "read_network_weights", "read_without_plan"]
 
@@ -191,10 +194,10 @@ def check_keys(plan: AdaptationPlan, weights: Iterable[str], path: Path) -> None
     for key, value in keys:
         if value in prefixes:
             continue
-        near = _nearest(value, prefixes)
+        near = ", ".join(f"'{name}'" for name in _nearest(value, prefixes))
         raise UserError(
-            f"'{path}': '{key}' of its adaptation plan is '{value}', but no tensor in '{WEIGHTS_KEY}' begins so"
-            f"{f' (there is {near!r})' if near else ''}: correct the plan, or take another checkpoint."
+            f"'{path}': '{key}' is '{value}', but no tensor's name begins so (nearest are {near}): take another "
+            "checkpoint or architecture, or give the right key to nnUNetv2_convert_pretrained_checkpoint."
         )
 
 
@@ -202,14 +205,11 @@ def _dots(name: str) -> list[int]:
     return [index for index, character in enumerate(name) if character == "."]
 
 
-def _nearest(value: str, prefixes: Iterable[str]) -> str | None:
-    """The same name under another parent (`encoder.eva` for `eva`), a sister of it, or one that is spelt alike."""
+def _nearest(value: str, prefixes: Iterable[str]) -> list[str]:
+    """The same name under another parent (`encoder.eva` for `eva`), sisters of it, and those that are spelt alike."""
     candidates = sorted(prefixes, key=lambda prefix: (prefix.count("."), len(prefix), prefix))
-    for prefix in candidates:
-        if prefix.endswith(f".{value}") or value.endswith(f".{prefix}"):
-            return prefix
     parent = value.rpartition(".")[0]
+    moved = [prefix for prefix in candidates if prefix.endswith(f".{value}") or value.endswith(f".{prefix}")]
     sisters = [prefix for prefix in candidates if parent and prefix.rpartition(".")[0] == parent]
-    if sisters:
-        return difflib.get_close_matches(value, sisters, n=1, cutoff=0.0)[0]
-    return next(iter(difflib.get_close_matches(value, candidates, n=1, cutoff=0.6)), None)
+    alike = (difflib.get_close_matches(value, names, n=NEAREST, cutoff=0.0) for names in (sisters, candidates))
+    return list(dict.fromkeys([*moved, *(name for names in alike for name in names)]))[:NEAREST]
