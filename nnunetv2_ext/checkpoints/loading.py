@@ -47,7 +47,8 @@ def load_as_data(path: Path) -> Any:
         asked_for = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
         what = f"it asks for '{asked_for[1]}' when loaded" if asked_for else "it is damaged or holds more than weights"
         raise UserError(
-            f"'{path}' was refused and nothing of it executed: {what}. Take the checkpoint from a source you trust."
+            f"'{path}' was refused and nothing of it executed: {what}. Take the checkpoint "
+            "from a source you trust; of one that you made yourself, save the network's state_dict() alone."
         ) from error
     except Exception as error:  # damaged bytes lead the reader anywhere
         if "TorchScript" in str(error):
