@@ -46,6 +46,7 @@ class Found:
     adaptation_plan_path: Path | None
     hub_repo: str
     hub_revision: str | None
+    model_folder: None
 
 
 @pytest.fixture
