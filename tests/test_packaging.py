@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -19,7 +20,13 @@ import nnunetv2_ext
 from tests.conftest import DATASET_ID, Workplace, copy_of
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("nnUNetv2_preprocess_like_nnssl", "nnUNetv2_train_pretrained")
+COMMANDS = (
+    "nnUNetv2_preprocess_like_nnssl",
+    "nnUNetv2_plan_like_dynamic",
+    "nnUNetv2_inspect_pretrained_checkpoint",
+    "nnUNetv2_convert_pretrained_checkpoint",
+    "nnUNetv2_train_pretrained",
+)
 
 
 def run(command: Sequence[object], cwd: Path, **variables: str) -> str:
@@ -89,6 +96,14 @@ def test_the_installed_commands_answer_outside_the_checkout(installed: Path, tmp
     for command in COMMANDS:
         assert run([installed / command, "--help"], tmp_path).startswith(f"usage: {command}")
     assert "demo" in run([installed / "python", "-m", "nnunetv2_ext", "--help"], tmp_path)
+
+
+def test_the_installed_command_inspects_the_weights_in_the_wheel(installed: Path, tmp_path: Path) -> None:
+    (weights,) = installed.parent.glob("lib/python*/site-packages/nnunetv2_ext/data/tiny_resenc")
+    facts = json.loads(run([installed / COMMANDS[2], "-pc", weights, "--json"], tmp_path))
+    plan = json.loads((weights / "adaptation_plan.json").read_text())
+    assert facts["architecture"] == plan["architecture_plans"]["arch_class_name"]
+    assert facts["key_to_encoder"] == plan["key_to_encoder"]
 
 
 def test_the_installed_command_plans_with_the_weights_and_recipes_in_the_wheel(

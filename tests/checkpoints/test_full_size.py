@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.read_checkpoint import measure
-from nnunetv2_ext.checkpoints.reading import read_checkpoint
+from nnunetv2_ext.checkpoints.adaptation_plan import AdaptationPlan
+from nnunetv2_ext.checkpoints.reading import WEIGHTS, read_checkpoint
 from nnunetv2_ext.checkpoints.sources import resolve_checkpoint_source
-from nnunetv2_ext.errors import UserError
+from nnunetv2_ext.planning.given_architecture import GivenArchitecture, described
 from tests.synthesis import PRIMUS_M, RESENC_L, RESENC_L_SPARK, random_weights, read_manifest, synthesise
 
 
@@ -27,7 +28,7 @@ def test_a_full_size_checkpoint_is_opened_lightly_and_holds_what_was_written(man
     assert runs[0]["entries"] == len(described["network_weights"])
 
     found = read_checkpoint(resolve_checkpoint_source(str(path)))
-    assert found.adaptation_plan.raw == described["nnssl_adaptation_plan"]
+    assert found.plan.raw == described["nnssl_adaptation_plan"]
     expected = random_weights(described, seed=3)
     for name, tensor in found.network_weights.items():
         assert tensor.shape == expected[name].shape
@@ -37,10 +38,16 @@ def test_a_full_size_checkpoint_is_opened_lightly_and_holds_what_was_written(man
         assert found.network_weights[alias].data_ptr() == found.network_weights[name].data_ptr()
 
 
-def test_a_sparkmae_checkpoint_is_refused_for_want_of_a_plan(tmp_path: Path) -> None:
+def test_a_sparkmae_checkpoint_is_described_by_its_architecture_s_name(tmp_path: Path) -> None:
     path = synthesise(RESENC_L_SPARK, tmp_path / "checkpoint_final.pth")
-    with pytest.raises(UserError, match="SparkMAE"):
-        read_checkpoint(resolve_checkpoint_source(str(path)))
+    found = read_checkpoint(resolve_checkpoint_source(str(path)))
+    assert (found.kind, found.adaptation_plan) == (WEIGHTS, None)
+    assert list(found.network_weights) == list(read_manifest(RESENC_L_SPARK)["network_weights"])
+
+    plan = described(found, GivenArchitecture("ResEncL", patch_size=(160, 160, 160))).plan
+    theirs = AdaptationPlan.from_dict(read_manifest(RESENC_L)["nnssl_adaptation_plan"])
+    assert (plan.key_to_encoder, plan.key_to_stem) == (theirs.key_to_encoder, theirs.key_to_stem)
+    assert plan.pretrain_num_input_channels == 1
 
 
 def test_the_benchmark_says_how_to_run_it() -> None:
