@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nnunetv2_ext.cli import _planning
 from nnunetv2_ext.cli._command import Parser, run
+from nnunetv2_ext.errors import UserError
 
 DESCRIPTION = """\
 Write a folder in nnssl's format (checkpoint_final.pth, adaptation_plan.json, config.json) from weights of any origin,
@@ -47,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+    if args.channels is not None and args.channels < 1:
+        raise UserError(f"-channels must be at least 1, not {args.channels}")
     from nnunetv2_ext.checkpoints.describe import KEYS
     from nnunetv2_ext.planning.conversion import convert_checkpoint
     from nnunetv2_ext.planning.given_architecture import GivenArchitecture
