@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nnunetv2_ext.architectures.patch_size import check_patch_size
 from nnunetv2_ext.architectures.presets import downstream_architecture, family, short_name
 from nnunetv2_ext.checkpoints.reading import PretrainedCheckpoint
+from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.nnunet_folders import CONFIGURATION
 from nnunetv2_ext.planning import names
 from nnunetv2_ext.planning.pretrain_info import TransferOptions, keys_in, pretrain_info, rehearse_transfer
@@ -67,10 +68,8 @@ def make_dynamic_plan(
     for stale in ("inherits_from", "previous_stage", "next_stage"):
         configuration.pop(stale, None)
     patch_size = tuple(options.patch_size or configuration["patch_size"])
-    named = configuration["architecture"]
-    architecture_name = short_name(named["network_class_name"])
-    architecture = downstream_architecture(architecture_name, named["arch_kwargs"], patch_size)
-    check_patch_size(architecture, patch_size, architecture_name)
+    architecture = _own_architecture(configuration, patch_size, str(base_plan.get("plans_name")))
+    check_patch_size(architecture, patch_size, short_name(architecture["network_class_name"]))
     configuration |= {"architecture": architecture, "patch_size": [int(p) for p in patch_size]}
     if options.batch_size is not None:
         configuration["batch_size"] = options.batch_size
@@ -91,3 +90,14 @@ def make_dynamic_plan(
     keys = keys_in(checkpoint, architecture)
     plan["pretrain_info"] = pretrain_info(checkpoint, options.name, keys, patch_size, request, sha256)
     return plan, rehearse_transfer(plan, dataset_json, checkpoint)
+
+
+def _own_architecture(configuration: Mapping[str, Any], patch_size: Sequence[int], plans: str) -> dict[str, Any]:
+    named = configuration["architecture"]
+    try:
+        return downstream_architecture(short_name(named["network_class_name"]), named["arch_kwargs"], patch_size)
+    except UserError as error:
+        raise UserError(
+            f"the network of the dataset's own plan {plans} is not one that weights can be brought into: {error}; "
+            "start from another plan (-pl)"
+        ) from error

@@ -106,10 +106,21 @@ def make_plan(
 
 
 def resolved_configuration(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """`3d_fullres` with what it inherits, resolved by nnU-Net itself."""
+    """`3d_fullres` with what it inherits, resolved by nnU-Net itself; plans of nnU-Net before 2.3 included.
+
+    Raises:
+        UserError: there is none (a 2D dataset), or nnU-Net cannot read it.
+    """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    return copy.deepcopy(PlansManager(copy.deepcopy(dict(plan))).get_configuration(CONFIGURATION).configuration)
+    name = plan.get("plans_name", "the plan")
+    if CONFIGURATION not in (plan.get("configurations") or {}):
+        raise UserError(f"{name} has no configuration {CONFIGURATION}: pre-trained 3D networks need 3D images")
+    try:
+        manager = PlansManager(copy.deepcopy(dict(plan)))
+        return copy.deepcopy(manager.get_configuration(CONFIGURATION).configuration)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"nnU-Net cannot read {CONFIGURATION} of {name} ({type(error).__name__}: {error})") from error
 
 
 def normalization_of(

@@ -13,8 +13,8 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2_ext.checkpoints.reading import read_checkpoint
 from nnunetv2_ext.checkpoints.sources import resolve_checkpoint_source
 from nnunetv2_ext.planning.modes import target_spacing
-from nnunetv2_ext.planning.pretrained_plan import PlanOptions, make_plan, part_keys
-from nnunetv2_ext.transfer.pretrained import load_tensors, transfer_encoder
+from nnunetv2_ext.planning.pretrained_plan import PlanOptions, make_plan
+from tests.planning.networks import loaded
 from tests.synthesis import PRIMUS_M, RESENC_L, read_manifest, synthesise
 
 ENCODER = ("encoder.", "eva.", "down_projection.")
@@ -39,14 +39,7 @@ def test_a_checkpoint_of_full_size_is_planned_and_its_encoder_transferred(
             1, 3, allow_init=False, deep_supervision=False,
         )  # fmt: skip
     network.to_empty(device="cpu")
-    tensors, report = transfer_encoder(
-        network,
-        checkpoint.network_weights,
-        part_keys(pretraining),
-        pretrain_patch_size=pretraining.pretrain_patch_size,
-        patch_size=patch_size,
-    )
-    load_tensors(network, tensors)
+    report = loaded(network, plan, checkpoint)
     state = network.state_dict()
     names = [n for n in read_manifest(manifest)["network_weights"] if n.startswith(ENCODER)]
     adapted = {"eva.pos_embed"} if manifest is PRIMUS_M else set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from typing import Any
 
@@ -14,16 +15,17 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.preprocessing.resampling.no_resampling import no_resampling_hack
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_ext.checkpoints.reading import PretrainedCheckpoint
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.planning.modes import TargetSpacing, target_spacing
+from nnunetv2_ext.planning.pretrain_info import TransferOptions
 from nnunetv2_ext.planning.pretrained_plan import PlanOptions, make_plan
 from nnunetv2_ext.recipes.recipe import recipe_for
 from tests.conftest import Workplace
+from tests.planning.networks import built, configuration_of
 from tests.planning.variants import pretrained_with
 
 ONE_MM = TargetSpacing((1.0, 1.0, 1.0))
@@ -53,18 +55,6 @@ class Make:
 @pytest.fixture
 def make(base_plan: dict[str, Any], dataset_json: dict[str, Any]) -> Make:
     return Make(base_plan, dataset_json)
-
-
-def configuration_of(plan: dict[str, Any]) -> ConfigurationManager:
-    return PlansManager(plan).get_configuration("3d_fullres")
-
-
-def built(plan: dict[str, Any], channels: int = 1, classes: int = 3) -> torch.nn.Module:
-    configuration = configuration_of(plan)
-    return get_network_from_plans(
-        configuration.network_arch_class_name, configuration.network_arch_init_kwargs,
-        configuration.network_arch_init_kwargs_req_import, channels, classes, deep_supervision=False,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("checkpoint", ["tiny_resenc", "tiny_primus"])
@@ -327,8 +317,31 @@ def test_the_recipe_of_the_architecture_travels_in_the_plan(
 def test_weights_that_do_not_fit_are_found_before_preprocessing(make: Make, tiny_resenc: PretrainedCheckpoint) -> None:
     architecture = copy.deepcopy(tiny_resenc.adaptation_plan.raw["architecture_plans"])
     architecture["arch_kwargs"]["features_per_stage"] = [8, 16, 32, 48]
-    with pytest.raises(UserError, match="have no match in the checkpoint"):
+    with pytest.raises(UserError, match=r"100\.0% must \(-min_coverage\): encoder: 19 tensors of another width"):
         make(pretrained_with(tiny_resenc, {"architecture_plans": architecture}))
+
+
+def test_the_checkpoints_own_network_takes_all_of_its_encoder_unless_the_user_asks_for_less(
+    make: Make, tiny_resenc: PretrainedCheckpoint
+) -> None:
+    assert make(tiny_resenc)["pretrain_info"]["transfer"]["min_coverage"] == 1.0
+    architecture = copy.deepcopy(tiny_resenc.adaptation_plan.raw["architecture_plans"])
+    architecture["arch_kwargs"]["features_per_stage"] = [8, 16, 32, 48]
+    narrower = pretrained_with(tiny_resenc, {"architecture_plans": architecture})
+    assert (
+        make(narrower, transfer=TransferOptions(min_coverage=0.3))["pretrain_info"]["transfer"]["min_coverage"] == 0.3
+    )
+
+
+def test_nan_in_a_weight_is_found_before_preprocessing(make: Make, tiny_resenc: PretrainedCheckpoint) -> None:
+    name = "encoder.stages.2.blocks.0.conv1.conv.weight"
+    damaged = tiny_resenc.network_weights[name].clone()
+    damaged[0, 0, 0, 0, 0] = float("nan")
+    aliases = {n: damaged for n, t in tiny_resenc.network_weights.items()
+               if t.data_ptr() == tiny_resenc.network_weights[name].data_ptr()}  # fmt: skip
+    weights = {**tiny_resenc.network_weights, **aliases}
+    with pytest.raises(UserError, match=r"encoder\.stages\.2\.blocks\.0\.conv1\S* holds NaN or inf"):
+        make(dataclasses.replace(tiny_resenc, network_weights=weights))
 
 
 def test_labels_decide_the_number_of_outputs_of_the_network_that_is_checked(
