@@ -174,7 +174,10 @@ def _num_channels(checkpoint: PretrainedCheckpoint, keys: PartKeys) -> int | Non
 
 def _labels(dataset_json: Mapping[str, Any]) -> dict[str, Any]:
     labels = {str(k): _plain(v) for k, v in (dataset_json.get("labels") or {}).items()}
-    return {**labels, "regions_class_order": _plain(dataset_json.get("regions_class_order"))}
+    more: dict[str, Any] = {"regions_class_order": _plain(dataset_json.get("regions_class_order"))}
+    if more["regions_class_order"] is not None:  # the head has a channel for each region, in the file's order
+        more["order of regions"] = list(labels)
+    return {**labels, **more}
 
 
 def _plain(value: Any) -> Any:
