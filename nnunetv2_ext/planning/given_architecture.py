@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from nnunetv2_ext.checkpoints.reading import PretrainedCheckpoint, check_keys, r
 from nnunetv2_ext.checkpoints.sources import CheckpointFile
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.nnunet_folders import CONFIGURATION, NO_RESAMPLING, read_json
+from nnunetv2_ext.planning.pretrained_plan import resolved_configuration
 
 if TYPE_CHECKING:
     import torch
@@ -28,10 +28,11 @@ class GivenArchitecture:
     Attributes:
         arch: `-arch`: a name of `PRESETS`; or a JSON file: an adaptation plan, or an nnU-Net plan with `3d_fullres`.
             None for what the checkpoint says.
-        patch_size: voxels, network axis order; None for what the file says.
+        patch_size: voxels, network axis order, of the pre-training; None for what the file or the weights say.
         spacing: mm, the same order; None for what the file says.
         channels: of the images in pre-training; None for what the stem's weight says.
         keys: where the parts lie, any of nnssl's `key_to_...`; the architecture's own otherwise.
+        default_patch_size: taken for the pre-training's where nothing else says what it was.
     """
 
     arch: str | None
@@ -39,6 +40,7 @@ class GivenArchitecture:
     spacing: Sequence[float] | None = None
     channels: int | None = None
     keys: Mapping[str, Any] = field(default_factory=dict)
+    default_patch_size: Sequence[int] | None = None
 
 
 def read_with_architecture(
@@ -46,18 +48,23 @@ def read_with_architecture(
 ) -> PretrainedCheckpoint:
     """A checkpoint as it describes itself or, with `-arch`, as the user does.
 
+    Args:
+        file: the checkpoint.
+        arch: see `GivenArchitecture`.
+        patch_size: `-ps`, of the fine-tuning; not the pre-training's where the file or the weights say another.
+
     Raises:
         UserError: `-arch` for a checkpoint that describes itself; whatever else is wrong with it.
     """
     if arch is None:
         return read_checkpoint(file)
     checkpoint, raw = read_without_plan(file)
-    if raw or file.model_folder is not None:
+    if raw or read_checkpoint(file).adaptation_plan is not None:
         raise UserError(
             f"'{file.path}' says itself which network it is of: leave -arch out, or write another description with "
             "nnUNetv2_convert_pretrained_checkpoint"
         )
-    return described(checkpoint, GivenArchitecture(arch, patch_size), patch_flag="-ps")
+    return described(checkpoint, GivenArchitecture(arch, default_patch_size=patch_size), patch_flag="-ps")
 
 
 def described(
@@ -102,13 +109,14 @@ def adaptation_plan_from(
         )
     patch_size = given.patch_size or told.get("patch_size") or own.get("patch_size")
     if patch_size is None and PRESETS.get(told["name"], ("",))[0] == PRIMUS_CLASS:
-        patch_size = _cube_of_tokens(weights)
+        patch_size = _cube_of_tokens(weights, told["kwargs"])
+    patch_size = patch_size or given.default_patch_size
     if patch_size is None:
         raise UserError(
             f"the checkpoint does not say with which patch it was trained: give {patch_flag} Z Y X (voxels)"
         )
     keys = {k: given.keys.get(k) or told.get(k) or own.get(k) for k in KEYS}
-    return describe(
+    plan = describe(
         weights,
         told["name"],
         told["kwargs"],
@@ -117,7 +125,10 @@ def adaptation_plan_from(
         channels=given.channels or own.get("channels"),
         keys={k: v for k, v in keys.items() if v},
         configuration=told.get("configuration") or own.get("configuration"),
+        origin=own.get("origin"),
     )
+    recommended = told.get("recommended") or own.get("recommended")
+    return plan if recommended is None else {**plan, "recommended_downstream_patchsize": list(recommended)}
 
 
 def _is_file(arch: str) -> bool:
@@ -140,9 +151,7 @@ def _of_file(path: Path) -> dict[str, Any]:
             f"{path} (-arch) is neither an adaptation plan (with architecture_plans) nor an nnU-Net plan (with "
             f"{CONFIGURATION})"
         )
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    configuration = PlansManager(copy.deepcopy(content)).get_configuration(CONFIGURATION).configuration
+    configuration = resolved_configuration({**content, "plans_name": f"{path} (-arch)"})
     check_three_dimensions(configuration["patch_size"], str(path))
     resampled = configuration.get("resampling_fn_data") != NO_RESAMPLING
     return {
@@ -157,7 +166,6 @@ def _of_file(path: Path) -> dict[str, Any]:
 _PLACEHOLDERS: dict[str, Any] = {
     "architecture_plans": "-",
     "pretrain_num_input_channels": 1,
-    "pretrain_patch_size": [1, 1, 1],
     "key_to_encoder": "-",
     "key_to_stem": "-",
     "keys_to_in_proj": ["-"],
@@ -169,14 +177,21 @@ def _of_adaptation_plan(raw: Mapping[str, Any]) -> dict[str, Any]:
     """What an adaptation plan says; nothing where it says nothing."""
     if not raw:
         return {}
-    plan = AdaptationPlan.from_dict({**_PLACEHOLDERS, **_given(raw)})
-    patch = plan.pretrain_patch_size if plan.pretrain_patch_size != (1, 1, 1) else None
+    try:
+        plan = AdaptationPlan.from_dict({**_PLACEHOLDERS, **_given(raw)})
+        patch: Sequence[int] | None = plan.pretrain_patch_size
+    except UserError:  # again, if not for the patch
+        plan = AdaptationPlan.from_dict({**_PLACEHOLDERS, "pretrain_patch_size": [1, 1, 1], **_given(raw)})
+        patch = None
+    pretraining = raw.get("pretrain_plan") or {}
     return {
         "name": plan.architecture_name if raw.get("architecture_plans") else None,
         "kwargs": plan.architecture_kwargs,
         "patch_size": patch,
         "spacing": plan.spacing,
+        "recommended": plan.recommended_downstream_patchsize if raw.get("recommended_downstream_patchsize") else None,
         "channels": raw.get("pretrain_num_input_channels"),
+        "origin": {k: v for k, v in pretraining.items() if k in _ORIGIN},
         "configuration": {
             "normalization_schemes": list(plan.normalization_schemes) if plan.normalization_schemes else None,
             "use_mask_for_norm": list(plan.use_mask_for_norm) if plan.use_mask_for_norm else None,
@@ -185,14 +200,21 @@ def _of_adaptation_plan(raw: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+_ORIGIN = ("dataset_name", "plans_name", "transpose_forward", "transpose_backward", "image_reader_writer",
+           "original_median_spacing_after_transp", "experiment_planner_used")  # fmt: skip
+"""What a `pretrain_plan` says of where the weights come from, besides its configuration."""
+
+
 def _given(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in raw.items() if value is not None}
 
 
-def _cube_of_tokens(weights: Mapping[str, torch.Tensor]) -> list[int] | None:
+def _cube_of_tokens(weights: Mapping[str, torch.Tensor], kwargs: Mapping[str, Any] | None) -> list[int] | None:
     """The patch of a Primus whose tokens form a cube, as nearly all are trained."""
     for name, tensor in weights.items():
         if name.endswith("eva.pos_embed") and tensor.ndim == 3:
             edge = round(tensor.shape[1] ** (1 / 3))
-            return [8 * edge] * 3 if edge**3 == tensor.shape[1] else None
+            size = (kwargs or {}).get("patch_embed_size", 8)
+            sizes = [size] * 3 if isinstance(size, int) else size
+            return [int(s) * edge for s in sizes] if edge**3 == tensor.shape[1] else None
     return None
