@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunetv2_ext.architectures.build import build_on_meta_device
+from nnunetv2_ext.architectures.presets import downstream_architecture
 from nnunetv2_ext.checkpoints.contents import WEIGHTS_KEY
+from nnunetv2_ext.checkpoints.describe import KEYS
 from nnunetv2_ext.checkpoints.hub_address import CHECKPOINT_FILE
 from nnunetv2_ext.checkpoints.hub_client import CONFIG_FILE, PLAN_FILE
 from nnunetv2_ext.checkpoints.reading import PLAN_KEY, PretrainedCheckpoint, read_checkpoint, read_without_plan
@@ -15,8 +18,10 @@ from nnunetv2_ext.checkpoints.roots import WRAPPERS
 from nnunetv2_ext.checkpoints.sources import CheckpointFile, resolve_checkpoint_source
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.files import whole_or_absent, write_json
-from nnunetv2_ext.planning.given_architecture import GivenArchitecture, adaptation_plan_from, described
-from nnunetv2_ext.transfer.pretrained import is_finite
+from nnunetv2_ext.planning.given_architecture import GivenArchitecture, described
+from nnunetv2_ext.planning.pretrain_info import keys_in
+from nnunetv2_ext.transfer.pretrained import is_finite, plan_transfer
+from nnunetv2_ext.transfer.request import TransferRequest
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +30,7 @@ if TYPE_CHECKING:
 def convert_checkpoint(source: str, folder: Path, given: GivenArchitecture) -> PretrainedCheckpoint:
     """Write `checkpoint_final.pth`, `adaptation_plan.json` and `config.json` for weights of any origin.
 
-    The plan in the checkpoint, if there is one, is completed and what the user says put in its place; wrappers'
+    The plan in the checkpoint, if there is one, is completed, and what the user says put in its place; wrappers'
     prefixes (`module.`) are taken off the names.
 
     Args:
@@ -53,14 +58,34 @@ def convert_checkpoint(source: str, folder: Path, given: GivenArchitecture) -> P
     for name, tensor in converted.network_weights.items():
         if not is_finite(tensor):
             raise UserError(f"the checkpoint's {name} holds NaN or inf: its pre-training diverged, or it is damaged")
+    _check_network(converted)
     root = _root_of(converted)
     weights = _owned({name.removeprefix(root): tensor for name, tensor in converted.network_weights.items()})
-    if root:
-        plan = adaptation_plan_from(weights, given, {k: _without(root, v) for k, v in raw.items()}, "-patch_size")
-    else:
-        plan = converted.plan.raw
+    plan = {k: _without(root, v) if k in KEYS else v for k, v in converted.plan.raw.items()}
     _write(folder, weights, plan, checkpoint)
     return read_checkpoint(CheckpointFile(folder / CHECKPOINT_FILE, str(folder), folder / PLAN_FILE))
+
+
+def _check_network(checkpoint: PretrainedCheckpoint) -> None:
+    """Refuse weights that do not fill encoder and stem of the network that they are said to be of."""
+    plan = checkpoint.plan
+    architecture = downstream_architecture(plan.architecture_name, plan.architecture_kwargs, plan.pretrain_patch_size)
+    report = plan_transfer(
+        build_on_meta_device(architecture, plan.pretrain_num_input_channels, 2),
+        checkpoint.network_weights,
+        keys_in(checkpoint, architecture),
+        pretrain_patch_size=plan.pretrain_patch_size,
+        patch_size=plan.pretrain_patch_size,
+        request=TransferRequest(min_coverage=0.0),
+    ).report
+    if report.coverage < 1:
+        raise UserError(
+            f"the weights are not those of the network {plan.architecture_name} (-arch, -patch_size), of whose encoder "
+            f"and stem they have {report.coverage:.1%}: {'; '.join(report.reasons())}"
+        )
+    if channels := [r for r in report.records if r.how and "input channel" in r.how]:
+        raise UserError(f"-channels {plan.pretrain_num_input_channels}: the weights have another number "
+                        f"({channels[0].name}, {channels[0].how})")  # fmt: skip
 
 
 def _root_of(checkpoint: PretrainedCheckpoint) -> str:
@@ -84,11 +109,15 @@ def _owned(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
     Names that share one tensor still do.
     """
-    made: dict[tuple[int, tuple[int, ...]], torch.Tensor] = {}
-    return {
-        name: made.setdefault((tensor.data_ptr(), tuple(tensor.shape)), tensor.detach().clone())
-        for name, tensor in weights.items()
-    }
+    made: dict[tuple[Any, ...], torch.Tensor] = {}
+    for tensor in weights.values():
+        if (key := _values_of(tensor)) not in made:
+            made[key] = tensor.detach().clone()
+    return {name: made[_values_of(tensor)] for name, tensor in weights.items()}
+
+
+def _values_of(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
 def _write(
