@@ -17,15 +17,11 @@ from nnunetv2_ext.nnunet_folders import CONFIGURATION, dataset_name, preprocesse
 from nnunetv2_ext.planning.dynamic_plan import DynamicPlanOptions, make_dynamic_plan
 from nnunetv2_ext.planning.given_architecture import read_with_architecture
 from nnunetv2_ext.planning.plan_files import read_plan
-from nnunetv2_ext.planning.pretrain_info import (
-    TransferOptions,
-    keys_in,
-    pretrain_info,
-    rehearse_transfer,
-)
+from nnunetv2_ext.planning.pretrain_info import TransferOptions, keys_in, pretrain_info, rehearse_transfer
 from nnunetv2_ext.transfer.matching import is_below
 from nnunetv2_ext.transfer.pretrained import is_finite
 from nnunetv2_ext.transfer.report import TransferReport
+from nnunetv2_ext.transfer.request import TransferRequest
 
 if TYPE_CHECKING:
     import torch
@@ -140,11 +136,11 @@ def _transfer_into(checkpoint: PretrainedCheckpoint, dataset: str, plans: str) -
         return make_dynamic_plan(read_json(stock), dataset_json, checkpoint, options, "")[1]
     plan, _ = read_plan(folder, plans)
     configuration = plan["configurations"][CONFIGURATION]
-    recorded = plan["pretrain_info"].get("transfer") or {}
+    recorded = TransferRequest.from_dict(plan["pretrain_info"].get("transfer"))
     request = TransferOptions(
-        load=recorded.get("load"),
-        channel_map=None if recorded.get("channel_map") is None else tuple(recorded["channel_map"]),
-        min_coverage=0.0,
+        load=recorded.load if "transfer" in plan["pretrain_info"] else None,
+        keep_head=recorded.keep_head,
+        channel_map=recorded.channel_map,
     ).request(checkpoint, dataset_json, 0.0)
     keys = keys_in(checkpoint, configuration["architecture"])
     info = pretrain_info(checkpoint, "inspection", keys, configuration["patch_size"], request, "")
