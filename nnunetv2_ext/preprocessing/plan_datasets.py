@@ -81,7 +81,10 @@ def known_datasets(datasets: Sequence[str], options: RunOptions) -> list[str]:
 
 
 def plan_datasets(datasets: Sequence[str], make_plan: PlanMaker, options: RunOptions) -> None:
-    """Write a plan for each dataset, preprocess it, and print the training commands.
+    """Write a plan for each dataset, preprocess them, and print the training commands.
+
+    All plans are made before the first is written, and all are written before the first dataset is preprocessed: a
+    mistake shows in minutes, not after hours.
 
     Args:
         datasets: full names, from `known_datasets`.
@@ -89,16 +92,24 @@ def plan_datasets(datasets: Sequence[str], make_plan: PlanMaker, options: RunOpt
         options: the user's choices.
 
     Raises:
-        UserError: whatever the user can put right; nothing is written for a dataset whose plan fails.
+        UserError: whatever the user can put right; nothing is written for any dataset if the plan of one fails.
     """
-    next_commands = []
+    plans: dict[str, NewPlan] = {}
     for name in datasets:
         base = find_base_plan(
             name, options.base_plan, num_processes=options.num_processes, show_progress=options.show_progress
         )
-        new = make_plan(name, base, _dataset_json(name))
+        try:
+            plans[name] = make_plan(name, base, _dataset_json(name))
+        except UserError as error:
+            if len(datasets) == 1:
+                raise
+            raise UserError(f"{name}: {error} (no dataset was planned)") from error
+    for name, new in plans.items():
         _write(name, new, options.verbose)
         print("\n".join(["Transfer into the network of this plan:", *report_lines(new.report)]))
+    next_commands = []
+    for name, new in plans.items():
         if options.preprocess:
             summary = preprocess_dataset(
                 name,

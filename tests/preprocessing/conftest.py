@@ -71,3 +71,12 @@ def dataset(workplace: Workplace, ptplan: dict[str, Any], tmp_path: Path, monkey
                 shutil.copy2(path, place.raw / folder)
     shutil.copy2(workplace.raw / "dataset.json", place.raw)
     return place
+
+
+@pytest.fixture
+def planned(dataset: Dataset, workplace: Workplace) -> Dataset:
+    """The dataset with its stock plan and nothing else in the preprocessed folder."""
+    dataset.preprocessed.mkdir()
+    for name in ("nnUNetPlans.json", "dataset.json", "dataset_fingerprint.json"):
+        shutil.copy(workplace.preprocessed / name, dataset.preprocessed)
+    return dataset

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +16,27 @@ import pytest
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_ext.errors import UserError
+from nnunetv2_ext.planning.pretrain_info import TransferOptions
+from nnunetv2_ext.planning.pretrained_plan import PlanOptions
 from nnunetv2_ext.preprocessing.like_pretrained import plan_and_preprocess
+from nnunetv2_ext.preprocessing.plan_datasets import RunOptions
 from tests.conftest import DATASET, TINY_PRIMUS, TINY_RESENC, Workplace
 from tests.preprocessing.conftest import CASES, ENDINGS, Dataset
 
 ONE_MM = "Spacing__1.00_1.00_1.00___Norm__Z"
 
 
-@pytest.fixture
-def planned(dataset: Dataset, workplace: Workplace) -> Dataset:
-    """The dataset with its stock plan and nothing else in the preprocessed folder."""
-    dataset.preprocessed.mkdir()
-    for name in ("nnUNetPlans.json", "dataset.json", "dataset_fingerprint.json"):
-        shutil.copy(workplace.preprocessed / name, dataset.preprocessed)
-    return dataset
+RUN_OPTIONS = {field.name for field in dataclasses.fields(RunOptions)}
+PLAN_OPTIONS = {field.name for field in dataclasses.fields(PlanOptions)}
 
 
-def run(name: str = "MAE", source: Path = TINY_RESENC, **options: Any) -> None:
+def run(name: str = "MAE", source: Path = TINY_RESENC, datasets: Sequence[str] = ("999",), **options: Any) -> None:
     usual = {"mode": "like_pretrained", "num_processes": 1, "preprocess": False, "show_progress": False}
-    plan_and_preprocess(["999"], name, str(source), **{**usual, **options})
+    chosen = {**usual, **options}
+    plan_options = PlanOptions(name, **{k: v for k, v in chosen.items() if k in PLAN_OPTIONS})
+    run_options = RunOptions(**{k: v for k, v in chosen.items() if k in RUN_OPTIONS})
+    rest = {k: v for k, v in chosen.items() if k not in PLAN_OPTIONS | RUN_OPTIONS}
+    plan_and_preprocess(datasets, str(source), plan_options, run_options, **rest)
 
 
 def plan_of(place: Dataset, stem: str) -> dict[str, Any]:
@@ -119,8 +123,13 @@ def test_the_fallback_of_like_pretrained_is_said(
     ("options", "words"),
     [
         ({"name": "a__b"}, r"\(-n\)"),
-        ({"num_processes": 0}, "-np and -bs"),
-        ({"batch_size": 0}, "-np and -bs"),
+        ({"num_processes": 0}, "-np must be at least 1, not 0"),
+        ({"batch_size": 0}, "-bs must be at least 1, not 0"),
+        ({"arch": "ResEncL"}, r"says itself which network it is of: leave -arch out"),
+        ({"transfer": TransferOptions(keep_head=True)}, "-keep_head: .* does not say which labels its head is for"),
+        ({"transfer": TransferOptions(channel_map=(0, 1))}, r"-cm has 2 entries and the dataset 1 channel\(s\)"),
+        ({"transfer": TransferOptions(channel_map=(3,))}, r"-cm names channel 3, and the checkpoint has 1 \(0 to 0\)"),
+        ({"transfer": TransferOptions(min_coverage=1.5)}, "-min_coverage is a share from 0 to 1, not 1.5"),
         ({"mode": "fixed"}, "-am fixed needs -os"),
         ({"override_spacing": (1, 1, 1)}, "-os goes with -am fixed"),
         ({"patch_size": (30, 30, 30)}, "-ps"),
@@ -139,7 +148,7 @@ def test_a_mistake_writes_nothing(options: dict[str, Any], words: str, planned: 
 def test_an_unknown_dataset_among_known_ones_writes_nothing(planned: Dataset) -> None:
     before = set(planned.preprocessed.rglob("*"))
     with pytest.raises(UserError, match="no dataset 7"):
-        plan_and_preprocess(["999", "7"], "MAE", str(TINY_RESENC), mode="default_nnunet", preprocess=False)
+        run(datasets=("999", "7"))
     assert set(planned.preprocessed.rglob("*")) == before
 
 
@@ -148,7 +157,7 @@ def test_several_datasets_are_planned_and_all_next_commands_printed(
 ) -> None:
     other = planned.preprocessed.with_name("Dataset998_Other")
     shutil.copytree(planned.preprocessed, other)
-    plan_and_preprocess(["999", "Dataset998_Other"], "MAE", str(TINY_RESENC), mode="like_pretrained", preprocess=False)
+    run(datasets=("999", "Dataset998_Other"))
     output = capsys.readouterr().out
     for number, folder in ((999, planned.preprocessed), (998, other)):
         assert f"nnUNetv2_train_pretrained -d {number} " in output
