@@ -144,7 +144,7 @@ def _record_settings(target: Path, plan: Mapping[str, Any]) -> None:
     elif read_json(path)["settings"] != settings:
         raise UserError(
             f"{path} says that the folder beside it was preprocessed with other settings than this plan's; "
-            "run nnUNetv2_preprocess_like_nnssl again to plan anew, which gives this plan a folder of its own"
+            "run the command that planned it again, which gives this plan a folder of its own"
         )
 
 

@@ -71,8 +71,9 @@ def check_cases(
     if not cases or missing:
         what = f"{len(missing)} of {len(cases)} cases ({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''})"
         raise UserError(
-            f"{data_folder} lacks {what if missing else 'its cases'}: run nnUNetv2_preprocess_like_nnssl without "
-            "--no_pp, which makes those that are missing"
+            f"{data_folder} lacks {what if missing else 'its cases'}: run the command that planned them "
+            "(nnUNetv2_preprocess_like_nnssl or nnUNetv2_plan_like_dynamic) without --no_pp, which makes those that "
+            "are missing"
         )
     numbers = [f for f in folds if isinstance(f, int)]
     if not (folder / SPLITS_FILE).is_file():
