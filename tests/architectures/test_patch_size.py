@@ -67,6 +67,13 @@ def test_primus_trains_on_the_smallest_patch_that_is_accepted() -> None:
     assert train_one_step(architecture, (8, 8, 8)).shape == (1, 2, 8, 8, 8)
 
 
+def test_primus_with_a_patch_embedding_of_thick_slices_trains_on_the_smallest_patch_that_is_accepted() -> None:
+    architecture = architecture_of(TINY_PRIMUS, (2, 8, 8), patch_embed_size=[2, 8, 8])
+    assert patch_granularity(architecture) == (2, 8, 8)
+    check_patch_size(architecture, (2, 8, 8), "the network")
+    assert train_one_step(architecture, (2, 8, 8)).shape == (1, 2, 2, 8, 8)
+
+
 def test_a_patch_with_one_voxel_at_the_bottleneck_is_refused_as_torch_does() -> None:
     architecture = architecture_of(TINY_RESENC)
     with pytest.raises(ValueError, match="more than 1 spatial element"):
