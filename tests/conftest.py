@@ -27,6 +27,10 @@ class Workplace:
     dataset: str = DATASET
 
     @property
+    def dataset_id(self) -> int:
+        return int(self.dataset[len("Dataset") :][:3])
+
+    @property
     def raw(self) -> Path:
         return self.root / "nnUNet_raw" / self.dataset
 
@@ -51,10 +55,11 @@ class Model:
     long_name: str
     inner_name: str
     training_output: str = ""
+    trainer: str = "PretrainedTrainer"
 
     @property
     def folder(self) -> Path:
-        return self.workplace.results / f"PretrainedTrainer__{self.inner_name}__3d_fullres"
+        return self.workplace.results / f"{self.trainer}__{self.inner_name}__3d_fullres"
 
     @property
     def fold(self) -> Path:
@@ -62,7 +67,7 @@ class Model:
 
 
 def copy_of(workplace: Workplace, root: Path, *, results: bool = False) -> Workplace:
-    """A workplace of its own for a test that changes things; large files are hard links."""
+    """A workplace of its own for a test that changes things."""
     env = nnunet_environment(root)
     for source in ("nnUNet_raw", "nnUNet_preprocessed", *(("nnUNet_results",) if results else ())):
         shutil.rmtree(root / source)
@@ -84,17 +89,37 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 def preprocess(workplace: Workplace, name: str, checkpoint: Path, *options: object) -> str:
     """Plan and preprocess by our command; returns its output."""
     return run_command(
-        "nnUNetv2_preprocess_like_nnssl", "-d", DATASET_ID, "-n", name, "-pc", checkpoint, "-np", 1, *options,
+        "nnUNetv2_preprocess_like_nnssl", "-d", workplace.dataset_id, "-n", name, "-pc", checkpoint, "-np", 1, *options,
         env=workplace.env,
     ).stdout  # fmt: skip
+
+
+def plan_dynamic(workplace: Workplace, name: str, source: Path, *options: object) -> Model:
+    """Plan and preprocess the dataset's own network by our command."""
+    run_command(
+        "nnUNetv2_plan_like_dynamic", "-d", workplace.dataset_id, "-n", name, "-pc", source, "-np", 1, *options,
+        env=workplace.env,
+    )  # fmt: skip
+    return Model(workplace, source, f"ptPlans_dynamic__{name}", f"ptPlans_dynamic_{name}")
+
+
+def predict(model: Model, output: Path, *options: object, plans: str = "", images: Path | None = None) -> Path:
+    """Predict the dataset's unseen images by stock nnU-Net's command; returns the folder."""
+    place = model.workplace
+    run_command(
+        "nnUNetv2_predict", "-i", images or place.raw / "imagesTs", "-o", output, "-d", place.dataset_id,
+        "-c", "3d_fullres", "-f", 0, "-p", plans or model.inner_name, "-tr", model.trainer, "-device", "cpu",
+        "-npp", 1, "-nps", 1, *options, env=place.env,
+    )  # fmt: skip
+    return output
 
 
 def train(workplace: Workplace, plans: str, *options: object) -> str:
     """Train two tiny epochs of fold 0 on the CPU, by our command; returns its output."""
     env = {**workplace.env, "nnUNet_n_proc_DA": "0"}
     return run_command(
-        "nnUNetv2_train_pretrained", "-d", DATASET_ID, "-c", "3d_fullres", "-f", 0, "-p", plans, "-device", "cpu",
-        "--set", *TINY_TRAINING, *options, env=env,
+        "nnUNetv2_train_pretrained", "-d", workplace.dataset_id, "-c", "3d_fullres", "-f", 0, "-p", plans,
+        "-device", "cpu", "--set", *TINY_TRAINING, *options, env=env,
     ).stdout  # fmt: skip
 
 
@@ -158,10 +183,9 @@ class StockModel:
 
 
 def _stock_model(workplace: Workplace, plans: str) -> StockModel:
-    identifier = int(workplace.dataset[len("Dataset") :][:3])
     run_command(
-        "nnUNetv2_train", identifier, "3d_fullres", 0, "-p", plans, "-tr", "nnUNetTrainerTiny", "-device", "cpu",
-        env={**workplace.env, "nnUNet_n_proc_DA": "0"},
+        "nnUNetv2_train", workplace.dataset_id, "3d_fullres", 0, "-p", plans, "-tr", "nnUNetTrainerTiny",
+        "-device", "cpu", env={**workplace.env, "nnUNet_n_proc_DA": "0"},
     )  # fmt: skip
     return StockModel(workplace, workplace.results / f"nnUNetTrainerTiny__{plans}__3d_fullres")
 

@@ -13,8 +13,7 @@ import torch
 from nnunetv2_ext.cli import preprocess_like_nnssl, train_pretrained
 from tests.commands import TINY_TRAINING, run_command
 from tests.conftest import TINY_PRIMUS, TINY_RESENC, Model, Workplace, copy_of
-
-Refuses = Callable[..., str]
+from tests.end_to_end.refusal import Harmful, Refuses
 
 
 @pytest.fixture(scope="module")
@@ -23,36 +22,6 @@ def place(planned_resenc: Model, tmp_path_factory: pytest.TempPathFactory) -> Wo
     copy = copy_of(planned_resenc.workplace, tmp_path_factory.mktemp("bad_input"))
     (copy.preprocessed / "splits_final.json").unlink(missing_ok=True)
     return copy
-
-
-def contents(place: Workplace) -> dict[str, int]:
-    return {str(p): p.lstat().st_mtime_ns for p in place.root.rglob("*") if "cache" not in p.parts}
-
-
-@pytest.fixture
-def refused(
-    place: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[[Callable, list[object], str], str]:
-    """Calls a command's main and checks exit code 1, a single line on stderr, and that no file changed."""
-    for name, value in place.env.items():
-        if name.startswith(("nnUNet_", "XDG")):
-            monkeypatch.setenv(name, value)
-
-    def call(main: Callable[[list[str]], None], arguments: list[object], *expected: str) -> str:
-        before = contents(place)
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_info:
-            main([str(a) for a in arguments])
-        message = capsys.readouterr().err
-        assert exit_info.value.code == 1
-        assert message.count("\n") == 1, message
-        assert "Traceback" not in message
-        for text in expected:
-            assert text in message, message
-        assert contents(place) == before, "something was written"
-        return message
-
-    return call
 
 
 @pytest.fixture
@@ -99,16 +68,6 @@ def test_missing_checkpoint_file(plan_refused: Refuses, tmp_path: Path) -> None:
     plan_refused(str(tmp_path / "nothing.pth"), pc=tmp_path / "nothing.pth")
 
 
-class Harmful:
-    """Unpickling this writes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return (Path.touch, (self.path,))
-
-
 def test_a_pickle_that_would_execute_code_is_refused_and_nothing_is_executed(
     plan_refused: Refuses, tmp_path: Path
 ) -> None:
@@ -139,13 +98,15 @@ def changed_checkpoint(tmp_path: Path, change: Callable[[dict], object], source:
 
 
 def test_no_adaptation_plan(plan_refused: Refuses, tmp_path: Path) -> None:
-    plan_refused("nnssl_adaptation_plan", pc=changed_checkpoint(tmp_path, lambda c: c.pop("nnssl_adaptation_plan")))
+    plan_refused(
+        "nnssl_adaptation_plan", "-arch", pc=changed_checkpoint(tmp_path, lambda c: c.pop("nnssl_adaptation_plan"))
+    )
 
 
 @pytest.mark.parametrize("key", ["key_to_encoder", "key_to_stem", "keys_to_in_proj", "architecture_plans"])
 def test_plan_key_missing(key: str, plan_refused: Refuses, tmp_path: Path) -> None:
     path = changed_checkpoint(tmp_path, lambda c: c["nnssl_adaptation_plan"].pop(key))
-    plan_refused(key, pc=path)
+    plan_refused(key, "nnUNetv2_convert_pretrained_checkpoint", pc=path)
 
 
 def test_plan_key_pointing_nowhere(plan_refused: Refuses, tmp_path: Path) -> None:
@@ -164,7 +125,8 @@ def test_weights_that_do_not_fit_the_architecture(plan_refused: Refuses, tmp_pat
     def widen(checkpoint: dict) -> None:
         checkpoint["nnssl_adaptation_plan"]["architecture_plans"]["arch_kwargs"]["features_per_stage"][1] = 24
 
-    plan_refused("have no match in the checkpoint", "encoder.stages.1", pc=changed_checkpoint(tmp_path, widen))
+    path = changed_checkpoint(tmp_path, widen)
+    plan_refused("100.0% must (-min_coverage)", "of another width (encoder.stages.1", "(24, 8, 3, 3, 3)", pc=path)
 
 
 @pytest.mark.parametrize(

@@ -16,16 +16,7 @@ import SimpleITK as sitk
 import torch
 
 from tests.commands import run_command
-from tests.conftest import DATASET_ID, Model
-
-
-def predict(model: Model, output: Path, *options: object, plans: str | None = None, images: Path | None = None) -> Path:
-    run_command(
-        "nnUNetv2_predict", "-i", images or model.workplace.raw / "imagesTs", "-o", output, "-d", DATASET_ID,
-        "-c", "3d_fullres", "-f", 0, "-p", plans or model.inner_name, "-tr", "PretrainedTrainer", "-device", "cpu",
-        "-npp", 1, "-nps", 1, *options, env=model.workplace.env,
-    )  # fmt: skip
-    return output
+from tests.conftest import DATASET_ID, Model, predict
 
 
 def voxels(path: Path) -> np.ndarray:
