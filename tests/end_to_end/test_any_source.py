@@ -121,6 +121,7 @@ def test_stock_predict_gives_what_the_trained_network_computes(trained: Model, t
     assert_segments(read(folder / f"{CASE}.nii.gz"), logits_in_one_window(network_of(trained.folder, 2, 2), images))
 
 
+@pytest.mark.slow
 def test_the_second_trainer_name_predicts_under_its_own_folder(untouched: Model, tmp_path: Path) -> None:
     assert untouched.folder.name.startswith("DynamicPretrainedTrainer__ptPlans_dynamic_any__")
     assert (predict(untouched, tmp_path, "--disable_tta") / f"{CASE}.nii.gz").is_file()

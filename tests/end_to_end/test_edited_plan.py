@@ -48,6 +48,7 @@ def test_a_network_made_wider_takes_less_than_must_arrive(place: Workplace, plan
     assert "of another width (encoder.stages.1" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_request_that_makes_no_sense(place: Workplace, planned_resenc: Model) -> None:
     edit(place, planned_resenc, lambda plan: plan["pretrain_info"]["transfer"].update(load="all"))
     assert "-load takes encoder or encoder+decoder, not 'all'" in refused_training(place, planned_resenc).stderr

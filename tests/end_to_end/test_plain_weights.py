@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -108,8 +107,18 @@ def spark_mae(folder: Path) -> Path:
     return path
 
 
+def test_a_checkpoint_without_a_plan_is_planned_with_the_architecture_in_a_file(
+    target: Workplace, tmp_path: Path
+) -> None:
+    arch = TINY_RESENC / "adaptation_plan.json"
+    output = preprocess(target, "told", spark_mae(tmp_path), "-arch", arch, "-ps", 16, 32, 32, "--no_pp")
+    assert "100.0% of encoder and stem arrive" in output
+    assert "disagree in the checkpoint: all_modules is what the forward pass used" in output
+
+
+@pytest.mark.slow
 def test_a_checkpoint_without_a_plan_starts_from_what_its_forward_pass_used(target: Workplace, tmp_path: Path) -> None:
-    arch = shutil.copy(TINY_RESENC / "adaptation_plan.json", tmp_path / "plan.json")
+    arch = TINY_RESENC / "adaptation_plan.json"
     preprocess(target, "spark", spark_mae(tmp_path), "-arch", arch, "-am", "like_pretrained")
     stem = "ptPlans__spark____Spacing__1.00_1.00_1.00___Norm__Z_Z"
     train(target, stem, *NO_CHANGE)
