@@ -131,10 +131,7 @@ def test_nan_is_shown_not_refused(inspected: Inspected, tmp_path: Path) -> None:
     assert inspected(tmp_path / "diverged.pth")["not_finite"] == [name]
 
 
-WRAPPED = pytest.param("module.", marks=pytest.mark.xfail(reason="the keys in an -arch file get no prefix"))
-
-
-@pytest.mark.parametrize("prefix", ["", WRAPPED])
+@pytest.mark.parametrize("prefix", ["", "module."])
 def test_bare_weights_are_converted_to_what_nnssl_wrote_and_planned_from(
     prefix: str, place: Workplace, tmp_path: Path
 ) -> None:
