@@ -124,12 +124,8 @@ def downstream_architecture(
     Raises:
         UserError: the name is not in the table, an argument is unknown or missing, or names a class that is not known.
     """
-    by_path = {path: (path, None) for path in _ARGUMENTS}
-    if name not in PRESETS and name not in by_path:
-        close = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(f"the architecture {name!r} is not known{hint} (known: {', '.join(PRESETS)})")
-    class_path, preset = PRESETS[name] if name in PRESETS else by_path[name]
+    check_name(name)
+    class_path, preset = PRESETS.get(name, (name, None))
     given = {_NNSSL_SPELLING.get(k, k): _plain(v) for k, v in (arch_kwargs or {}).items() if k not in _NOT_DOWNSTREAM}
     defaults = _PRIMUS_DEFAULTS if class_path == PRIMUS_CLASS else _CONV_DEFAULTS
     arguments = {**(preset or {}), **defaults, **given}
@@ -145,6 +141,14 @@ def downstream_architecture(
     }
 
 
+def check_name(name: str) -> None:
+    """Raises UserError for a name that is neither in `PRESETS` nor the class path of one of them."""
+    if name not in PRESETS and name not in _ARGUMENTS:
+        close = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(f"the architecture {name!r} is not known{hint} (known: {', '.join(PRESETS)})")
+
+
 def short_name(class_path: str) -> str:
     """The name of `PRESETS` for the class path in an nnU-Net plan; anything else as it is.
 
@@ -155,6 +159,11 @@ def short_name(class_path: str) -> str:
     if class_path.startswith("dynamic_network_architectures."):
         return class_path.rpartition(".")[2]
     return own.get(class_path, class_path)
+
+
+def class_of(name: str) -> str:
+    """The class path of a name in `PRESETS`; anything else as it is."""
+    return PRESETS[name][0] if name in PRESETS else name
 
 
 def family(architecture: Mapping[str, Any]) -> str:

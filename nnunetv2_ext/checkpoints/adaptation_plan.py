@@ -14,6 +14,9 @@ from typing import Any
 
 from nnunetv2_ext.errors import UserError
 
+NOT_RESAMPLED = "noresample"
+"""nnssl's word for a pre-training that left every image its spacing."""
+
 CONFIGURATIONS_BY_PREFERENCE = ("3d_fullres", "onemmiso")
 """Which configuration of the pre-training counts where a plan lists several: nnU-Net's default, then nnssl's."""
 
@@ -98,7 +101,7 @@ class AdaptationPlan:
             key_to_stem=_text(raw.get("key_to_stem"), "key_to_stem"),
             keys_to_in_proj=_input_projections(raw.get("keys_to_in_proj")),
             key_to_lpe=_text_or_none(raw.get("key_to_lpe"), "key_to_lpe"),
-            spacing=None if spacing_style == "noresample" else _spacing(configuration.get("spacing")),
+            spacing=None if spacing_style == NOT_RESAMPLED else _spacing(configuration.get("spacing")),
             spacing_style=spacing_style,
             normalization_schemes=_texts_or_none(configuration.get("normalization_schemes"), "normalization_schemes"),
             use_mask_for_norm=_flags_or_none(configuration.get("use_mask_for_norm"), "use_mask_for_norm"),

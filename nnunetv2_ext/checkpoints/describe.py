@@ -22,6 +22,7 @@ def describe(
     *,
     patch_size: Sequence[int],
     spacing: Sequence[float] | None,
+    spacing_style: str | None = None,
     channels: int | None = None,
     keys: Mapping[str, Any] | None = None,
     configuration: Mapping[str, Any] | None = None,
@@ -35,7 +36,8 @@ def describe(
         architecture_name: a name of `PRESETS`, or the class path in an nnU-Net plan.
         arch_kwargs: the class's arguments; None for the named sizes.
         patch_size: voxels, network axis order.
-        spacing: mm, the same order; None for no resampling.
+        spacing: mm, the same order; None for no resampling, or where it is not known.
+        spacing_style: nnssl's word for it (`noresample`).
         channels: where the stem's weight is not to be found by its name.
         keys: any of `KEYS` that is not the architecture's own.
         configuration: further entries of the pre-training's configuration (normalisation).
@@ -56,12 +58,15 @@ def describe(
         "keys_to_in_proj": [f"{root}{key}" for key in network.keys_to_in_proj],  # type: ignore[union-attr]
         "key_to_lpe": f"{root}{network.key_to_lpe}" if getattr(network, "key_to_lpe", None) else None,
     }
-    own |= {k: v for k, v in (keys or {}).items() if v is not None}
+    given = {k: _below_root(root, v, weights) for k, v in (keys or {}).items() if v is not None}
+    if "key_to_stem" in given and "keys_to_in_proj" not in given:  # the same layer of a stem under another name
+        inside = [key[len(own["key_to_stem"]) :] for key in own["keys_to_in_proj"]]
+        given["keys_to_in_proj"] = [f"{given['key_to_stem']}{key}" for key in inside]
+    own |= given
     if own["key_to_lpe"] not in weights:  # a network without one, or with one that was not saved
         own["key_to_lpe"] = None if not (keys or {}).get("key_to_lpe") else own["key_to_lpe"]
     own["keys_to_in_proj"] = [k for k in own["keys_to_in_proj"] if f"{k}.weight" in weights] or own["keys_to_in_proj"]
     projection = weights.get(f"{own['keys_to_in_proj'][0]}.weight")
-    style = "noresample" if spacing is None else "median"
     return {
         "architecture_plans": {
             "arch_class_name": architecture_name,
@@ -74,7 +79,7 @@ def describe(
                 "3d_fullres": {
                     **(configuration or {}),
                     "spacing": None if spacing is None else [float(s) for s in spacing],
-                    "spacing_style": style,
+                    "spacing_style": spacing_style or (None if spacing is None else "median"),
                     "patch_size": [int(p) for p in patch_size],
                 }
             },
@@ -83,6 +88,14 @@ def describe(
         "recommended_downstream_patchsize": [int(p) for p in patch_size],
         **own,
     }
+
+
+def _below_root(root: str, key: Any, weights: Mapping[str, torch.Tensor]) -> Any:
+    """A key, or a list of them, as given; with the wrappers' prefix where only that makes it fit."""
+    if not isinstance(key, str):
+        return [_below_root(root, k, weights) for k in key]
+    fits = {start: any(n == start or n.startswith(f"{start}.") for n in weights) for start in (key, f"{root}{key}")}
+    return f"{root}{key}" if fits[f"{root}{key}"] and not fits[key] else key
 
 
 def check_three_dimensions(patch_size: Sequence[int], what: str) -> None:

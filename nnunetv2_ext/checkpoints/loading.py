@@ -41,7 +41,9 @@ def load_as_data(path: Path) -> Any:
 
     try:
         with torch.serialization.safe_globals(harmless_types()), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # then refused, with a reason
+            # both are then refused, with a reason
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            warnings.filterwarnings("ignore", message=".*TorchScript")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == _ZIP_FORMAT)
     except pickle.UnpicklingError as error:
         asked_for = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunetv2_ext.checkpoints.adaptation_plan import NOT_RESAMPLED
 from nnunetv2_ext.checkpoints.describe import check_three_dimensions, describe
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.nnunet_folders import NO_RESAMPLING, read_json
@@ -140,6 +141,7 @@ def _adaptation_plan_of(model: ModelDescription, weights: Mapping[str, torch.Ten
         architecture["arch_kwargs"],
         patch_size=configuration["patch_size"],
         spacing=configuration["spacing"] if resampled else None,
+        spacing_style=None if resampled else NOT_RESAMPLED,
         configuration={k: configuration.get(k) for k in ("normalization_schemes", "use_mask_for_norm")},
         origin={k: model.plans.get(k) for k in ("dataset_name", "plans_name", "transpose_forward")},
     )

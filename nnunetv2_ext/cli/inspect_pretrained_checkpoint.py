@@ -80,11 +80,11 @@ def _run(args: argparse.Namespace) -> None:
     for name in inspection.facts["not_finite"]:
         console.print(f"[bold red]NaN or inf in {name}[/]")
     for line in inspection.facts["citations"]:
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if inspection.report is not None:
         console.print(report_table(inspection.report))
         for remark in inspection.report.remarks():
-            console.print(f"  {remark}", markup=False, highlight=False)
+            console.print(f"  {remark}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _facts_table(facts: Mapping[str, Any]) -> Table:

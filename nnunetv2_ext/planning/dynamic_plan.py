@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from nnunetv2_ext.architectures.patch_size import check_patch_size
-from nnunetv2_ext.architectures.presets import downstream_architecture, family, short_name
+from nnunetv2_ext.architectures.presets import (
+    PLAIN_CLASS,
+    RESENC_CLASS,
+    class_of,
+    downstream_architecture,
+    family,
+    short_name,
+)
 from nnunetv2_ext.checkpoints.reading import PretrainedCheckpoint
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.nnunet_folders import CONFIGURATION
@@ -89,7 +96,32 @@ def make_dynamic_plan(
     request = options.transfer.request(checkpoint, dataset_json, COVERAGE)
     keys = keys_in(checkpoint, architecture)
     plan["pretrain_info"] = pretrain_info(checkpoint, options.name, keys, patch_size, request, sha256)
-    return plan, rehearse_transfer(plan, dataset_json, checkpoint)
+    try:
+        return plan, rehearse_transfer(plan, dataset_json, checkpoint.network_weights, checkpoint.file.path)
+    except UserError as error:
+        if hint := _other_family(checkpoint, architecture):
+            raise UserError(f"{error}. {hint}") from error
+        raise
+
+
+def _other_family(checkpoint: PretrainedCheckpoint, architecture: Mapping[str, Any]) -> str | None:
+    """What to do where the checkpoint is of another class of networks than the dataset's plan."""
+    if checkpoint.adaptation_plan is None:
+        return (
+            "nnUNetv2_preprocess_like_nnssl -arch plans the checkpoint's own network instead, and "
+            "nnUNetv2_convert_pretrained_checkpoint takes the keys of a network with other names"
+        )
+    theirs, ours = class_of(checkpoint.adaptation_plan.architecture_name), architecture["network_class_name"]
+    if theirs == ours:
+        return None
+    start = f"It is a {short_name(theirs)}, and the network of the dataset's plan a {short_name(ours)}: "
+    own_network = "plan the checkpoint's own network with nnUNetv2_preprocess_like_nnssl"
+    if theirs == RESENC_CLASS:
+        return (
+            f"{start}give a plan of that kind with -pl (nnUNetv2_plan_experiment -d DATASET -pl nnUNetPlannerResEncM "
+            f"makes nnUNetResEncUNetMPlans), or {own_network}"
+        )
+    return f"{start}{'give nnUNetPlans with -pl, or ' if theirs == PLAIN_CLASS else ''}{own_network}"
 
 
 def _own_architecture(configuration: Mapping[str, Any], patch_size: Sequence[int], plans: str) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunetv2_ext.architectures.presets import PRESETS, PRIMUS_CLASS
-from nnunetv2_ext.checkpoints.adaptation_plan import AdaptationPlan
+from nnunetv2_ext.architectures.presets import PRESETS, PRIMUS_CLASS, check_name
+from nnunetv2_ext.checkpoints.adaptation_plan import NOT_RESAMPLED, AdaptationPlan
 from nnunetv2_ext.checkpoints.describe import KEYS, check_three_dimensions, describe
 from nnunetv2_ext.checkpoints.reading import PretrainedCheckpoint, check_keys, read_checkpoint, read_without_plan
 from nnunetv2_ext.checkpoints.sources import CheckpointFile
@@ -122,6 +122,7 @@ def adaptation_plan_from(
         told["kwargs"],
         patch_size=patch_size,
         spacing=given.spacing or told.get("spacing") or own.get("spacing"),
+        spacing_style=None if given.spacing else told.get("spacing_style") or own.get("spacing_style"),
         channels=given.channels or own.get("channels"),
         keys={k: v for k, v in keys.items() if v},
         configuration=told.get("configuration") or own.get("configuration"),
@@ -138,6 +139,7 @@ def _is_file(arch: str) -> bool:
         return True
     if arch.endswith(".json") or "/" in arch:
         raise UserError(f"there is no file {arch} (-arch): give a plan's JSON file, or one of {', '.join(PRESETS)}")
+    check_name(arch)
     return False
 
 
@@ -159,6 +161,7 @@ def _of_file(path: Path) -> dict[str, Any]:
         "kwargs": configuration["architecture"]["arch_kwargs"],
         "patch_size": configuration["patch_size"],
         "spacing": configuration["spacing"] if resampled else None,
+        "spacing_style": None if resampled else NOT_RESAMPLED,
         "configuration": {k: configuration.get(k) for k in ("normalization_schemes", "use_mask_for_norm")},
     }
 
@@ -189,6 +192,7 @@ def _of_adaptation_plan(raw: Mapping[str, Any]) -> dict[str, Any]:
         "kwargs": plan.architecture_kwargs,
         "patch_size": patch,
         "spacing": plan.spacing,
+        "spacing_style": plan.spacing_style,
         "recommended": plan.recommended_downstream_patchsize if raw.get("recommended_downstream_patchsize") else None,
         "channels": raw.get("pretrain_num_input_channels"),
         "origin": {k: v for k, v in pretraining.items() if k in _ORIGIN},

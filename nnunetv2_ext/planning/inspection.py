@@ -16,6 +16,7 @@ from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.nnunet_folders import CONFIGURATION, dataset_name, preprocessed_folder, read_json
 from nnunetv2_ext.planning.dynamic_plan import DynamicPlanOptions, make_dynamic_plan
 from nnunetv2_ext.planning.given_architecture import read_with_architecture
+from nnunetv2_ext.planning.names import inner_plans_name
 from nnunetv2_ext.planning.plan_files import read_plan
 from nnunetv2_ext.planning.pretrain_info import TransferOptions, keys_in, pretrain_info, rehearse_transfer
 from nnunetv2_ext.transfer.matching import is_below
@@ -134,6 +135,9 @@ def _transfer_into(checkpoint: PretrainedCheckpoint, dataset: str, plans: str) -
     if not stem.startswith("ptPlans") and stock.is_file():
         options = DynamicPlanOptions("inspection", transfer=TransferOptions(min_coverage=0.0))
         return make_dynamic_plan(read_json(stock), dataset_json, checkpoint, options, "")[1]
+    if not stock.is_file() and not stem.startswith("ptPlans"):
+        there = sorted(p.stem for p in folder.glob("*Plans*.json") if inner_plans_name(p.stem) == p.stem)
+        raise UserError(f"there is no plan {stem} (-p) in {folder}; there are {', '.join(there) or 'none'}")
     plan, _ = read_plan(folder, plans)
     configuration = plan["configurations"][CONFIGURATION]
     recorded = TransferRequest.from_dict(plan["pretrain_info"].get("transfer"))
@@ -144,4 +148,6 @@ def _transfer_into(checkpoint: PretrainedCheckpoint, dataset: str, plans: str) -
     ).request(checkpoint, dataset_json, 0.0)
     keys = keys_in(checkpoint, configuration["architecture"])
     info = pretrain_info(checkpoint, "inspection", keys, configuration["patch_size"], request, "")
-    return rehearse_transfer({**plan, "pretrain_info": info}, dataset_json, checkpoint)
+    return rehearse_transfer(
+        {**plan, "pretrain_info": info}, dataset_json, checkpoint.network_weights, checkpoint.file.path
+    )

@@ -73,6 +73,9 @@ def target_spacing(
     if mode == DEFAULT_NNUNET:
         return TargetSpacing(own)
     if pretraining.spacing is None:
-        note = "the pre-training had no target spacing (it did not resample): like_pretrained uses the dataset's own"
+        known = pretraining.spacing_style is not None
+        why = "the pre-training had no target spacing (it did not resample)"
+        why = why if known else "the checkpoint has no spacing (its pre-training did not resample, or it is not known)"
+        note = f"{why}: like_pretrained uses the dataset's own"
         return TargetSpacing(own, note=f"{note}, {' x '.join(f'{s:g}' for s in own)} mm")
     return TargetSpacing(tuple(float(s) for s in pretraining.spacing))

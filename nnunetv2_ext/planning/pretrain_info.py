@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nnunetv2_ext.architectures.build import build_on_meta_device
 from nnunetv2_ext.checkpoints.pages import page_releaser
@@ -16,6 +17,9 @@ from nnunetv2_ext.transfer.matching import PartKeys
 from nnunetv2_ext.transfer.pretrained import plan_transfer
 from nnunetv2_ext.transfer.report import TransferReport
 from nnunetv2_ext.transfer.request import ENCODER, ENCODER_AND_DECODER, TransferRequest
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -126,12 +130,19 @@ def pretrain_info(
 
 
 def rehearse_transfer(
-    plan: Mapping[str, Any], dataset_json: Mapping[str, Any], checkpoint: PretrainedCheckpoint
+    plan: Mapping[str, Any], dataset_json: Mapping[str, Any], weights: Mapping[str, torch.Tensor], path: Path
 ) -> TransferReport:
     """Do what training will do with a plan's weights, but for the network's memory.
 
     The network is built on the meta device, matched against the checkpoint, and every value that it will get is
-    computed once, so that weights that do not fit, or hold NaN, are found before hours of preprocessing.
+    computed once, so that weights that do not fit, or hold NaN, are found before hours of preprocessing, and before a
+    training writes anything.
+
+    Args:
+        plan: a ptPlan.
+        dataset_json: the dataset's description.
+        weights: the checkpoint's tensors by name.
+        path: the file that they are mapped from.
 
     Raises:
         UserError: as `plan_transfer` and `Transfer.value`.
@@ -139,15 +150,16 @@ def rehearse_transfer(
     configuration, info = plan["configurations"][CONFIGURATION], plan["pretrain_info"]
     num_channels = len(configuration["normalization_schemes"])
     network = build_on_meta_device(configuration["architecture"], num_channels, _num_outputs(plan, dataset_json))
+    release = page_releaser(path)
     transfer = plan_transfer(
         network,
-        checkpoint.network_weights,
+        weights,
         recorded_keys(info),
         pretrain_patch_size=info.get("pt_used_patchsize"),
         patch_size=configuration["patch_size"],
         request=TransferRequest.from_dict(info.get("transfer")),
+        release=release,
     )
-    release = page_releaser(checkpoint.file.path)
     for _ in transfer.values():
         release()
     return transfer.report

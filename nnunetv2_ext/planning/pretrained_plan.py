@@ -102,7 +102,7 @@ def make_plan(
     plan["pretrain_info"] = pretrain_info(
         checkpoint, options.name, keys_in(checkpoint, architecture), patch_size, request, sha256
     )
-    return plan, rehearse_transfer(plan, dataset_json, checkpoint)
+    return plan, rehearse_transfer(plan, dataset_json, checkpoint.network_weights, checkpoint.file.path)
 
 
 def resolved_configuration(plan: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,15 +37,18 @@ def load_pretrained_weights(network: nn.Module, plans: Mapping[str, Any], log: C
     """
     info = plans["pretrain_info"]
     file = locate_recorded_checkpoint(info)
+    weights = read_network_weights(file)
+    release = page_releaser(file.path)
     transfer = plan_transfer(
         network,
-        read_network_weights(file),
+        weights,
         recorded_keys(info),
         pretrain_patch_size=info.get("pt_used_patchsize"),
         patch_size=plans["configurations"][CONFIGURATION]["patch_size"],
         request=TransferRequest.from_dict(info.get("transfer")),
+        release=release,
     )
-    load_and_verify(network, transfer, page_releaser(file.path))
+    load_and_verify(network, transfer, release)
     log("\n".join([f"Pre-trained weights from {file.path}:", *report_lines(transfer.report)]))
     for line in format_citations(info.get("citations") or []):
         log(line)

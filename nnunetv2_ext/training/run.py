@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from nnunetv2_ext.architectures.presets import family
+from nnunetv2_ext.checkpoints.reading import read_network_weights
 from nnunetv2_ext.checkpoints.sources import locate_recorded_checkpoint
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.files import write_json
@@ -27,6 +28,7 @@ from nnunetv2_ext.nnunet_folders import (
 )
 from nnunetv2_ext.planning.names import FROM_SCRATCH_SUFFIX
 from nnunetv2_ext.planning.plan_files import read_plan
+from nnunetv2_ext.planning.pretrain_info import rehearse_transfer
 from nnunetv2_ext.recipes.recipe import recipe_for, recipe_from_dict
 from nnunetv2_ext.training.fold_records import stored_recipe
 from nnunetv2_ext.training.readiness import (
@@ -127,7 +129,7 @@ def train(dataset: str, configuration: str, folds: Sequence[str], plans: str, op
     model_folder = results / f"{options.trainer}__{plan['plans_name']}__{CONFIGURATION}"
     check_results_folder(model_folder, plan, fold_list, continues=options.continue_training or options.only_validate)
     jobs = [
-        FoldJob(_training_plan(plan, model_folder / f"fold_{fold}", options), dataset_json, fold, options)
+        FoldJob(_training_plan(plan, dataset_json, model_folder / f"fold_{fold}", options), dataset_json, fold, options)
         for fold in fold_list
     ]
 
@@ -151,8 +153,13 @@ def train(dataset: str, configuration: str, folds: Sequence[str], plans: str, op
     )
 
 
-def _training_plan(plan: dict[str, Any], fold_folder: Path, options: TrainingOptions) -> dict[str, Any]:
-    """The plan as the trainer gets it: with the recipe, and with the checkpoint where it lies on this machine."""
+def _training_plan(
+    plan: dict[str, Any], dataset_json: dict[str, Any], fold_folder: Path, options: TrainingOptions
+) -> dict[str, Any]:
+    """The plan as the trainer gets it: with the recipe, and with the checkpoint where it lies on this machine.
+
+    A checkpoint that the network will be started from is rehearsed: a plan that was edited may not fit it any more.
+    """
     plan = copy.deepcopy(plan)
     finetuning = plan.get("finetuning") or {}
     from_scratch = options.from_scratch or bool(finetuning.get("from_scratch"))
@@ -173,6 +180,7 @@ def _training_plan(plan: dict[str, Any], fold_folder: Path, options: TrainingOpt
     if not from_scratch and not (resumes and has_checkpoint):
         file = locate_recorded_checkpoint(plan["pretrain_info"], options.checkpoint)
         plan["pretrain_info"]["checkpoint_path"] = str(file.path)
+        rehearse_transfer(plan, dataset_json, read_network_weights(file), file.path)
     plan["finetuning"] = {"trainer": options.trainer, "from_scratch": from_scratch, "recipe": recipe.as_dict()}
     return plan
 

@@ -26,6 +26,7 @@ from nnunetv2_ext.transfer.report import ADAPTED, COPIED, FRESH, TensorRecord, T
 from nnunetv2_ext.transfer.request import TransferRequest
 from nnunetv2_ext.transfer.rules import Fit, Surroundings, fit
 
+NOT_THERE = "not in the checkpoint"
 NEAREST = 5
 """How many of the checkpoint's names are shown where none fits."""
 
@@ -120,7 +121,7 @@ def plan_transfer(
             continue
         sources = names.of(target)
         if not sources:
-            records.append(_record(target, FRESH, reason="not in the checkpoint"))
+            records.append(_record(target, FRESH, reason=NOT_THERE))
             continue
         looked_at.update(sources)
         source, value = sources[0], weights[sources[0]]
@@ -229,12 +230,16 @@ def _check_coverage(
 ) -> None:
     reasons = "; ".join(report.reasons())
     if report.coverage == 0:
-        wanted = next(r.name for r in report.records if r.part == ENCODER)
-        near = difflib.get_close_matches(wanted, list(weights), n=NEAREST, cutoff=0.0)
+        unnamed = [r.name for r in report.records if r.part == ENCODER and r.reason == NOT_THERE]
+        hint = ""
+        if unnamed:
+            known = {name for r in report.records for name in (r.name, *r.aliases)}
+            others = [name for name in weights if name not in known] or list(weights)
+            near = difflib.get_close_matches(unnamed[0], others, n=NEAREST, cutoff=0.0)
+            hint = f". The checkpoint's names nearest to {unnamed[0]} are {', '.join(near)}"
         raise UserError(
             f"the checkpoint and the network ({own.key_to_encoder}, {own.key_to_stem}) have nothing in common: "
-            f"{reasons}. The checkpoint's names nearest to {wanted} are {', '.join(near)}; "
-            "nnUNetv2_convert_pretrained_checkpoint takes the keys of a network with other names"
+            f"{reasons}{hint}"
         )
     if report.coverage < request.min_coverage:
         raise UserError(

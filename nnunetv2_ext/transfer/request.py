@@ -61,6 +61,8 @@ class TransferRequest:
             UserError: a value that was edited to something else.
         """
         stored = stored or {}
+        if not isinstance(stored.get("keep_head", False), bool):
+            raise UserError("pretrain_info.transfer of the plan: keep_head is true or false, without quotes")
         channels = stored.get("channel_map")
         try:
             return cls(
@@ -69,8 +71,8 @@ class TransferRequest:
                 channel_map=None if channels is None else tuple(None if c is None else int(c) for c in channels),
                 min_coverage=float(stored.get("min_coverage", 1.0)),
             )
-        except (TypeError, ValueError) as error:
-            raise UserError(f"pretrain_info.transfer of the plan is not as it was written: {error}") from error
+        except (TypeError, ValueError, UserError) as error:
+            raise UserError(f"pretrain_info.transfer of the plan was edited to what it cannot be: {error}") from error
 
 
 def parse_channel_map(words: list[str] | None) -> tuple[int | None, ...] | None:

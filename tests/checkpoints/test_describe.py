@@ -124,10 +124,10 @@ def test_what_the_user_says_of_channels_and_keys_counts() -> None:
     assert plan.key_to_stem == "encoder.stem"
 
 
-def test_without_a_spacing_there_was_no_resampling() -> None:
+def test_a_spacing_that_is_not_known_is_not_said_to_be_none() -> None:
     weights, raw = loaded(TINY_RESENC)
     plan = described_again(weights, AdaptationPlan.from_dict(raw), spacing=None)
-    assert (plan.spacing, plan.spacing_style) == (None, "noresample")
+    assert (plan.spacing, plan.spacing_style) == (None, None)
 
 
 def test_a_positional_embedding_that_was_not_saved_is_not_named() -> None:

@@ -151,6 +151,20 @@ def test_nothing_in_common_is_refused_whatever_the_coverage(make: Make, tiny_pri
         make(tiny_primus, transfer=TransferOptions(min_coverage=0.0))
 
 
+def test_a_checkpoint_of_another_class_of_networks_comes_with_the_way_out(
+    make: Make, base_plan: dict[str, Any], tiny_resenc: PretrainedCheckpoint, tiny_primus: PretrainedCheckpoint
+) -> None:
+    with pytest.raises(
+        UserError, match=r"It is a Primus, .* a ResidualEncoderUNet: plan the checkpoint.s own network"
+    ) as caught:
+        make(tiny_primus)
+    assert "nnUNetv2_preprocess_like_nnssl" in str(caught.value)
+    make.base_plan = base_plan
+    with pytest.raises(UserError, match=r"It is a ResidualEncoderUNet, .* a PlainConvUNet: give a plan") as caught:
+        make(tiny_resenc)
+    assert "-pl nnUNetPlannerResEncM" in str(caught.value)
+
+
 def test_pretrain_info_has_what_the_fork_reads_and_the_patch_of_both_networks(
     make: Make, tiny_resenc: PretrainedCheckpoint
 ) -> None:

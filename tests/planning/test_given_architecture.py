@@ -79,6 +79,14 @@ def test_names_below_wrappers_are_found_with_the_architectures_keys(root: str, t
     assert all(key.startswith(f"{root}encoder.stem.") for key in plan.keys_to_in_proj)
 
 
+@pytest.mark.parametrize("root", ["module.", "model._orig_mod."])
+def test_keys_of_an_adaptation_plan_file_are_found_below_wrappers_too(root: str, tmp_path: Path) -> None:
+    plan = read(plain_file(tmp_path / "w.pth", root=root), str(TINY_RESENC / "adaptation_plan.json")).plan
+    own = raw_plan(TINY_RESENC)
+    assert plan.key_to_encoder == root + own["key_to_encoder"]
+    assert list(plan.keys_to_in_proj) == [root + key for key in own["keys_to_in_proj"]]
+
+
 def test_the_channels_are_those_of_the_stems_weight(tmp_path: Path) -> None:
     weights = tensors_of(TINY_RESENC)
     three = weights["encoder.stem.convs.0.conv.weight"].repeat(1, 3, 1, 1, 1)

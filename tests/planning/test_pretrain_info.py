@@ -208,7 +208,7 @@ def test_a_plan_of_the_fork_asks_for_encoder_and_stem_completely(
     configuration = theirs["configurations"]["3d_fullres"]
     arguments = copy.deepcopy(tiny_resenc.plan.architecture_kwargs)
     configuration["architecture"] = {"network_class_name": "ResidualEncoderUNet", "arch_kwargs": arguments}
-    report = rehearse_transfer(completed(theirs), dataset_json, tiny_resenc)
+    report = rehearse_transfer(completed(theirs), dataset_json, tiny_resenc.network_weights, tiny_resenc.file.path)
     encoder = [r for r in report.records if r.part in ("stem", "encoder")]
     assert {r.action for r in encoder} == {"copied"}
     assert {r.action for r in report.records if r not in encoder} == {"fresh"}
@@ -218,5 +218,5 @@ def test_a_plan_of_the_fork_asks_for_encoder_and_stem_completely(
     "edited", [{"load": "all"}, {"min_coverage": "half"}, {"channel_map": [[0]]}, {"channel_map": 3}]
 )
 def test_a_request_that_was_edited_to_nonsense_is_a_line_for_the_user(edited: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"-load takes|pretrain_info\.transfer of the plan is not as it was written"):
+    with pytest.raises(UserError, match=r"pretrain_info\.transfer of the plan was edited to what it cannot be"):
         TransferRequest.from_dict(edited)

@@ -108,12 +108,27 @@ def test_nothing_in_common_is_refused_whatever_the_coverage_with_the_five_neares
     weights = weights_of(source)
     with pytest.raises(UserError, match="have nothing in common") as caught:
         plan_into(network, weights, keys, min_coverage=min_coverage)
-    near = re.search(r"nearest to \S+ are (.*?);", str(caught.value))
+    near = re.search(r"nearest to \S+ are (.*)$", str(caught.value))
     assert near is not None
     named = near[1].split(", ")
     assert len(set(named)) == 5
     assert set(named) <= set(weights)
-    assert "nnUNetv2_convert_pretrained_checkpoint" in str(caught.value)
+
+
+def test_names_are_not_shown_where_every_name_fits_and_no_width_does() -> None:
+    weights = {name: torch.cat([tensor, tensor]) for name, tensor in weights_of("tiny_resenc").items()}
+    with pytest.raises(UserError, match=r"nothing in common.*of another width") as caught:
+        plan_into(resenc(), weights, RESENC_KEYS)
+    assert "nearest" not in str(caught.value)
+
+
+def test_names_that_fit_are_not_among_the_nearest() -> None:
+    weights = {n.replace("encoder.", "trunk."): t for n, t in weights_of("tiny_resenc").items()}
+    with pytest.raises(UserError, match="nearest to") as caught:
+        plan_into(resenc(), weights, RESENC_KEYS)
+    named = re.search(r"nearest to \S+ are (.*)$", str(caught.value))
+    assert named is not None
+    assert all(name.startswith(("trunk.", "decoder.trunk.")) for name in named[1].split(", "))
 
 
 def test_the_nearest_names_are_those_that_differ_in_a_prefix() -> None:
@@ -121,7 +136,7 @@ def test_the_nearest_names_are_those_that_differ_in_a_prefix() -> None:
     weights |= {f"something.else.{i}": torch.zeros(1) for i in range(500)}
     with pytest.raises(UserError) as caught:
         plan_into(resenc(), weights, RESENC_KEYS)
-    near = re.search(r"nearest to (\S+) are (.*?);", str(caught.value))
+    near = re.search(r"nearest to (\S+) are (.*)$", str(caught.value))
     assert near is not None
     assert f"backbone_of_mine.{near[1]}" in near[2].split(", ")
 

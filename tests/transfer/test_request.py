@@ -53,7 +53,7 @@ def test_what_cannot_be_asked_is_refused_with_the_option_named(values: dict, wor
     "stored", [{"channel_map": ["first"]}, {"channel_map": 3}, {"min_coverage": "much"}, {"min_coverage": None}]
 )
 def test_a_plan_that_was_edited_to_something_else_is_refused(stored: dict) -> None:
-    with pytest.raises(UserError, match=r"pretrain_info\.transfer of the plan is not as it was written"):
+    with pytest.raises(UserError, match=r"pretrain_info\.transfer of the plan was edited to what it cannot be"):
         TransferRequest.from_dict(stored)
 
 
