@@ -137,7 +137,9 @@ def checkpoint_line(checkpoint: PretrainedCheckpoint) -> str:
     plan = checkpoint.adaptation_plan
     if plan is None:
         return f"{checkpoint.kind}, {len(checkpoint.network_weights)} tensors that do not say of which network"
-    spacing = "not resampled" if plan.spacing is None else " x ".join(f"{s:g}" for s in plan.spacing) + " mm"
+    spacing = "not resampled" if plan.spacing_style else "spacing not known"
+    if plan.spacing is not None:
+        spacing = " x ".join(f"{s:g}" for s in plan.spacing) + " mm"
     return (
         f"{checkpoint.kind}, {plan.architecture_name}, pre-trained on patches of "
         f"{' x '.join(map(str, plan.pretrain_patch_size))} voxels, {spacing}, "
