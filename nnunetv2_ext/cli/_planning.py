@@ -45,6 +45,23 @@ def add_planning_arguments(p: Parser) -> None:
     )
 
 
+def add_patch_size(p: Parser, default: str) -> None:
+    """`-ps`; `default` in words."""
+    p.add_argument(
+        "-ps",
+        "--patch_size",
+        nargs="+",
+        type=int,
+        metavar="VOXELS",
+        help=f"Z Y X in voxels, in the order of the plan's spacing (default: {default})",
+    )
+
+
+def add_normalization(p: Parser, *, default: str, meaning: str) -> None:
+    """`-norm`."""
+    p.add_argument("-norm", "--normalization", default=default, choices=("zscore", "default_nnunet"), help=meaning)
+
+
 def add_transfer_arguments(p: Parser, default_coverage: str) -> None:
     """What to bring over of the checkpoint."""
     p.add_argument(

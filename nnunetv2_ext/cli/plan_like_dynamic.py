@@ -23,21 +23,10 @@ def parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _planning.add_planning_arguments(p)
-    p.add_argument(
-        "-ps",
-        "--patch_size",
-        nargs="+",
-        type=int,
-        metavar="VOXELS",
-        help="Z Y X in voxels, in the order of the plan's spacing (default: the dataset's own)",
-    )
+    _planning.add_patch_size(p, "the dataset's own")
     p.add_argument("-bs", "--batch_size", type=int, metavar="N", help="batch size (default: the dataset's own plan's)")
-    p.add_argument(
-        "-norm",
-        "--normalization",
-        default="default_nnunet",
-        choices=("zscore", "default_nnunet"),
-        help="nnU-Net's choice for the dataset (default), or z-score",
+    _planning.add_normalization(
+        p, default="default_nnunet", meaning="nnU-Net's choice for the dataset (default), or z-score"
     )
     _planning.add_transfer_arguments(p, "0.5")
     _planning.add_run_arguments(p)
@@ -57,7 +46,7 @@ def _run(args: argparse.Namespace) -> None:
         name=args.pretraining_name,
         batch_size=args.batch_size,
         normalization=args.normalization,
-        patch_size=None if args.patch_size is None else tuple(args.patch_size),
+        patch_size=args.patch_size and tuple(args.patch_size),
         transfer=_planning.transfer_options(args),
     )
     plan_dynamic_and_preprocess(args.d, args.pretrained_checkpoint, plan_options, _planning.run_options(args))

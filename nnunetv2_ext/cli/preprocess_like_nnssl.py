@@ -39,14 +39,7 @@ def parser() -> Parser:
         metavar="MM",
         help="Z Y X in mm, in the order of the plan's spacing (after transposition); with -am fixed",
     )
-    p.add_argument(
-        "-ps",
-        "--patch_size",
-        nargs="+",
-        type=int,
-        metavar="VOXELS",
-        help="Z Y X in voxels, same order (default: what the checkpoint recommends)",
-    )
+    _planning.add_patch_size(p, "what the checkpoint recommends")
     p.add_argument(
         "-arch",
         metavar="NAME|FILE",
@@ -54,12 +47,10 @@ def parser() -> Parser:
         "adaptation plan or an nnU-Net plan)",
     )
     p.add_argument("-bs", "--batch_size", type=int, default=2, metavar="N", help="batch size (default: 2)")
-    p.add_argument(
-        "-norm",
-        "--normalization",
+    _planning.add_normalization(
+        p,
         default="zscore",
-        choices=("zscore", "default_nnunet"),
-        help="z-score as in pre-training (default), or nnU-Net's choice for the dataset (CT windows)",
+        meaning="z-score as in pre-training (default), or nnU-Net's choice for the dataset (CT windows)",
     )
     _planning.add_transfer_arguments(p, "1, all of the checkpoint's own network")
     _planning.add_run_arguments(p)
@@ -79,7 +70,7 @@ def _run(args: argparse.Namespace) -> None:
         name=args.pretraining_name,
         batch_size=args.batch_size,
         normalization=args.normalization,
-        patch_size=None if args.patch_size is None else tuple(args.patch_size),
+        patch_size=args.patch_size and tuple(args.patch_size),
         transfer=_planning.transfer_options(args),
     )
     plan_and_preprocess(

@@ -72,8 +72,6 @@ def make_dynamic_plan(
         UserError: the dataset's network is not one of nnU-Net's own; less of the weights fits than must.
     """
     configuration = resolved_configuration(base_plan)
-    for stale in ("inherits_from", "previous_stage", "next_stage"):
-        configuration.pop(stale, None)
     patch_size = tuple(options.patch_size or configuration["patch_size"])
     architecture = _own_architecture(configuration, patch_size, str(base_plan.get("plans_name")))
     check_patch_size(architecture, patch_size, short_name(architecture["network_class_name"]))

@@ -79,8 +79,6 @@ def make_plan(
     identifier = names.data_identifier(spacing.spacing if spacing.resample else None, schemes)
 
     configuration = copy.deepcopy(base)
-    for stale in ("inherits_from", "previous_stage", "next_stage"):
-        configuration.pop(stale, None)
     configuration |= {
         "data_identifier": identifier,
         "batch_size": options.batch_size,
@@ -106,7 +104,7 @@ def make_plan(
 
 
 def resolved_configuration(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """`3d_fullres` with what it inherits, resolved by nnU-Net itself; plans of nnU-Net before 2.3 included.
+    """`3d_fullres` by itself, with what it inherits, resolved by nnU-Net itself; plans of nnU-Net before 2.3 included.
 
     Raises:
         UserError: there is none (a 2D dataset), or nnU-Net cannot read it.
@@ -118,9 +116,11 @@ def resolved_configuration(plan: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"{name} has no configuration {CONFIGURATION}: pre-trained 3D networks need 3D images")
     try:
         manager = PlansManager(copy.deepcopy(dict(plan)))
-        return copy.deepcopy(manager.get_configuration(CONFIGURATION).configuration)
+        configuration = copy.deepcopy(manager.get_configuration(CONFIGURATION).configuration)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"nnU-Net cannot read {CONFIGURATION} of {name} ({type(error).__name__}: {error})") from error
+    # what concerns other configurations, which a ptPlan does not have
+    return {k: v for k, v in configuration.items() if k not in ("inherits_from", "previous_stage", "next_stage")}
 
 
 def normalization_of(

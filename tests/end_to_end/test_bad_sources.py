@@ -151,7 +151,7 @@ def test_names_that_match_nothing_are_answered_with_the_five_nearest(
         return {n.replace("encoder.stages", "encoder.levels"): v for n, v in weights.items() if "decoder" not in n}
 
     message = plan_refused("nothing in common", pc=weights_changed(plain_model, tmp_path / "other.pth", rename))
-    nearest = message.partition(" nearest to ")[2].partition(" are ")[2].partition(";")[0].split(", ")
+    nearest = message.partition(" nearest to ")[2].partition(" are ")[2].partition(". ")[0].split(", ")
     assert len(nearest) == 5
     assert "encoder.levels.1.0.convs.0.conv.weight" in nearest
     assert "nnUNetv2_convert_pretrained_checkpoint" in message
