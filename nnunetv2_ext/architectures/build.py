@@ -35,4 +35,4 @@ def build_on_meta_device(architecture: Mapping[str, Any], num_input_channels: in
     except (AssertionError, AttributeError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         name = architecture["network_class_name"].rsplit(".", 1)[-1]
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise UserError(f"{name} cannot be built with the arguments in the checkpoint's plan ({reason})") from error
+        raise UserError(f"{name} cannot be built with the arguments in the plan ({reason})") from error

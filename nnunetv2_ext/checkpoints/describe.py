@@ -40,7 +40,8 @@ def describe(
         spacing_style: nnssl's word for it (`noresample`).
         channels: where the stem's weight is not to be found by its name.
         keys: any of `KEYS` that is not the architecture's own.
-        configuration: further entries of the pre-training's configuration (normalisation).
+        configuration: further entries of the pre-training's configuration (normalisation); lists are for channels,
+            and left out where they are of another number of them.
         origin: further entries of the `pretrain_plan` (dataset, plans).
 
     Raises:
@@ -67,6 +68,8 @@ def describe(
         own["key_to_lpe"] = None if not (keys or {}).get("key_to_lpe") else own["key_to_lpe"]
     own["keys_to_in_proj"] = [k for k in own["keys_to_in_proj"] if f"{k}.weight" in weights] or own["keys_to_in_proj"]
     projection = weights.get(f"{own['keys_to_in_proj'][0]}.weight")
+    channels = channels or (1 if projection is None else int(projection.shape[1]))
+    entries = {k: v for k, v in (configuration or {}).items() if not isinstance(v, list) or len(v) == channels}
     return {
         "architecture_plans": {
             "arch_class_name": architecture_name,
@@ -77,14 +80,14 @@ def describe(
             **(origin or {}),
             "configurations": {
                 "3d_fullres": {
-                    **(configuration or {}),
+                    **entries,
                     "spacing": None if spacing is None else [float(s) for s in spacing],
                     "spacing_style": spacing_style or (None if spacing is None else "median"),
                     "patch_size": [int(p) for p in patch_size],
                 }
             },
         },
-        "pretrain_num_input_channels": channels or (1 if projection is None else int(projection.shape[1])),
+        "pretrain_num_input_channels": channels,
         "recommended_downstream_patchsize": [int(p) for p in patch_size],
         **own,
     }

@@ -18,6 +18,7 @@ from nnunetv2_ext.checkpoints.safetensors_files import load_safetensors, looks_l
 from nnunetv2_ext.errors import UserError
 
 _ZIP = b"PK\x03\x04"
+_EMPTY_ZIP = b"PK\x05\x06"
 _PICKLE = b"\x80"
 _TAR = b"ustar"  # PyTorch before 0.1.10
 _TAR_AT = 257
@@ -74,6 +75,8 @@ def _recognise(path: Path) -> str:
         raise UserError(f"'{path}' is a git-lfs pointer, not the checkpoint itself: run 'git lfs pull' where it lies.")
     if re.match(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|\?xml|!--)", head, re.IGNORECASE):
         raise UserError(f"'{path}' is a web page, not a checkpoint: download the file itself, not the page about it.")
+    if head.startswith(_EMPTY_ZIP):
+        raise UserError(f"'{path}' is a zip archive with nothing in it: export the model, or download it, again.")
     if head.startswith(_ZIP):
         _check_archive(path)
         return _ZIP_FORMAT

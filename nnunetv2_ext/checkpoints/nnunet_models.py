@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 PLANS_FILE, DATASET_FILE = "plans.json", "dataset.json"
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest.pth")
 """A fold's checkpoints, in order of preference."""
+_DECISIVE = ("architecture", "patch_size")
 _FOLD = re.compile(r"fold_(\d+|all)")
 
 
@@ -97,6 +100,14 @@ def model_description(content: Mapping[str, Any], folder: Path | None) -> ModelD
         named = folder.name.rpartition("__")[2]
         if named in plans.get("configurations", {}):
             configuration = named
+        own = stored.get("plans")
+        if isinstance(own, Mapping) and (different := _difference(plans, own, configuration)):
+            warnings.warn(
+                f"'{folder / PLANS_FILE}' differs from the plans inside the checkpoint ({different}): those inside, "
+                "which were written with the weights, are used.",
+                stacklevel=2,
+            )
+            plans = own
     plans = plans if isinstance(plans, Mapping) else {}
     known = plans.get("configurations")
     if isinstance(known, Mapping) and isinstance(configuration, str) and configuration in known:
@@ -108,6 +119,13 @@ def model_description(content: Mapping[str, Any], folder: Path | None) -> ModelD
     if folder is None:
         return None
     raise UserError(f"The nnU-Net model '{folder}' has {missing}.")
+
+
+def _difference(plans: Mapping[str, Any], own: Mapping[str, Any], configuration: Any) -> str:
+    """Which of the entries that decide how weights are read differ between two plans of one model."""
+    both = [(p.get("configurations") or {}).get(configuration) or {} for p in (plans, own)]
+    texts = [{k: json.dumps(c[k], sort_keys=True, default=str) for k in _DECISIVE if k in c} for c in both]
+    return ", ".join(k for k in _DECISIVE if k in texts[0] and k in texts[1] and texts[0][k] != texts[1][k])
 
 
 def adaptation_plan_of(model: ModelDescription, weights: Mapping[str, torch.Tensor], path: Path) -> dict[str, Any]:

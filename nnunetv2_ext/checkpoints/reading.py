@@ -77,7 +77,7 @@ def read_checkpoint(file: CheckpointFile) -> PretrainedCheckpoint:
         UserError: The file is missing, not a checkpoint, damaged, or would execute code; its plan is incomplete, or
             points at tensors that are not there; an nnU-Net model is 2D.
     """
-    content = load_as_data(file.path)
+    content = _load(file)
     weights = find_weights(content, file.path)
     if PLAN_KEY in content or file.adaptation_plan_path is not None:
         plan = _adaptation_plan(content, file)
@@ -100,7 +100,7 @@ def read_without_plan(file: CheckpointFile) -> tuple[PretrainedCheckpoint, Mappi
     Raises:
         UserError: The file is missing, not a checkpoint, damaged, or would execute code.
     """
-    content = load_as_data(file.path)
+    content = _load(file)
     raw = content.get(PLAN_KEY) if isinstance(content, Mapping) else None
     if raw is None:
         raw = _plan_beside(file)
@@ -114,7 +114,17 @@ def read_network_weights(file: CheckpointFile) -> Mapping[str, torch.Tensor]:
     Raises:
         UserError: The file is missing, not a checkpoint, damaged, or would execute code.
     """
-    return find_weights(load_as_data(file.path), file.path)
+    return find_weights(_load(file), file.path)
+
+
+def _load(file: CheckpointFile) -> Any:
+    """The file's content; a fault names what the user gave too, where that is a zip and the file lies in the cache."""
+    try:
+        return load_as_data(file.path)
+    except UserError as error:
+        if file.source.endswith(".zip") and file.source not in str(error):
+            raise UserError(f"'{file.source}', unpacked: {error}") from error
+        raise
 
 
 def _checkpoint(

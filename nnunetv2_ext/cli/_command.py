@@ -22,6 +22,10 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, **kwargs)
 
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        """No abbreviations of flags with one dash either, which `allow_abbrev` does not cover: `-c` is not `-cm`."""
+        return []
+
     def error(self, message: str) -> NoReturn:
         """Print one line to stderr and leave with exit code 1."""
         sys.stderr.write(f"{self.prog}: error: {message} (see {self.prog} --help)\n")

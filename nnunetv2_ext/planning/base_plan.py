@@ -38,6 +38,7 @@ def find_base_plan(dataset: str, name: str | None = None, *, num_processes: int,
     folder = preprocessed_folder(dataset)
     if name is not None and not (folder / f"{name}.json").is_file():
         there = sorted(p.stem for p in folder.glob("*Plans*.json") if not p.name.startswith("ptPlans"))
+        there = [stem for stem in there if not stem.endswith(".settings")]
         raise UserError(
             f"there is no plan {name} (-pl) in {folder}" + (f"; there are {', '.join(there)}" if there else "")
         )

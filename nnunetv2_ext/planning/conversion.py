@@ -83,6 +83,11 @@ def _check_network(checkpoint: PretrainedCheckpoint) -> None:
             f"the weights are not those of the network {plan.architecture_name} (-arch, -patch_size), of whose encoder "
             f"and stem they have {report.coverage:.1%}: {'; '.join(report.reasons())}"
         )
+    if adapted := [r for r in report.records if r.how and "kernel" in r.how]:
+        raise UserError(
+            f"the weights are not those of the network {plan.architecture_name} (-arch): {adapted[0].name} would have "
+            f"to be adapted ({adapted[0].how})"
+        )
     if channels := [r for r in report.records if r.how and "input channel" in r.how]:
         raise UserError(f"-channels {plan.pretrain_num_input_channels}: the weights have another number "
                         f"({channels[0].name}, {channels[0].how})")  # fmt: skip

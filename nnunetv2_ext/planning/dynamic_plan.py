@@ -23,6 +23,7 @@ from nnunetv2_ext.planning import names
 from nnunetv2_ext.planning.pretrain_info import TransferOptions, keys_in, pretrain_info, rehearse_transfer
 from nnunetv2_ext.planning.pretrained_plan import DEFAULT_NORMALIZATION, normalization_of, resolved_configuration
 from nnunetv2_ext.recipes.recipe import recipe_for
+from nnunetv2_ext.transfer.pretrained import MisfitError
 from nnunetv2_ext.transfer.report import TransferReport
 
 COVERAGE = 0.5
@@ -96,14 +97,12 @@ def make_dynamic_plan(
     plan["pretrain_info"] = pretrain_info(checkpoint, options.name, keys, patch_size, request, sha256)
     try:
         return plan, rehearse_transfer(plan, dataset_json, checkpoint.network_weights, checkpoint.file.path)
-    except UserError as error:
-        if hint := _other_family(checkpoint, architecture):
-            raise UserError(f"{error}. {hint}") from error
-        raise
+    except MisfitError as error:
+        raise UserError(f"{error}. {_way_out(checkpoint, architecture)}") from error
 
 
-def _other_family(checkpoint: PretrainedCheckpoint, architecture: Mapping[str, Any]) -> str | None:
-    """What to do where the checkpoint is of another class of networks than the dataset's plan."""
+def _way_out(checkpoint: PretrainedCheckpoint, architecture: Mapping[str, Any]) -> str:
+    """What to do where too little of a checkpoint fits the network of the dataset's plan."""
     if checkpoint.adaptation_plan is None:
         return (
             "nnUNetv2_preprocess_like_nnssl -arch plans the checkpoint's own network instead, and "
@@ -111,7 +110,10 @@ def _other_family(checkpoint: PretrainedCheckpoint, architecture: Mapping[str, A
         )
     theirs, ours = class_of(checkpoint.adaptation_plan.architecture_name), architecture["network_class_name"]
     if theirs == ours:
-        return None
+        return (
+            "Another of the dataset's plans (-pl) may have the same widths, and nnUNetv2_preprocess_like_nnssl plans "
+            "the checkpoint's own network"
+        )
     start = f"It is a {short_name(theirs)}, and the network of the dataset's plan a {short_name(ours)}: "
     own_network = "plan the checkpoint's own network with nnUNetv2_preprocess_like_nnssl"
     if theirs == RESENC_CLASS:

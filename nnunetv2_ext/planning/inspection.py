@@ -136,7 +136,8 @@ def _transfer_into(checkpoint: PretrainedCheckpoint, dataset: str, plans: str) -
         options = DynamicPlanOptions("inspection", transfer=TransferOptions(min_coverage=0.0))
         return make_dynamic_plan(read_json(stock), dataset_json, checkpoint, options, "")[1]
     if not stock.is_file() and not stem.startswith("ptPlans"):
-        there = sorted(p.stem for p in folder.glob("*Plans*.json") if inner_plans_name(p.stem) == p.stem)
+        stems = sorted(p.stem for p in folder.glob("*Plans*.json") if not p.stem.endswith(".settings"))
+        there = [s for s in stems if inner_plans_name(s) == s]
         raise UserError(f"there is no plan {stem} (-p) in {folder}; there are {', '.join(there) or 'none'}")
     plan, _ = read_plan(folder, plans)
     configuration = plan["configurations"][CONFIGURATION]

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from nnunetv2_ext.architectures.patch_size import check_patch_size
+from nnunetv2_ext.architectures.presets import short_name
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.nnunet_folders import CONFIGURATION, nnunet_folder, read_json
 from nnunetv2_ext.planning.plan_files import first_lasting_difference
@@ -94,6 +96,26 @@ def check_cases(
                 f"{folder / SPLITS_FILE} names cases in fold {fold} that are not in {data_folder}: "
                 f"{', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}"
             )
+
+
+def check_plan(plan: Mapping[str, Any]) -> None:
+    """Refuse a plan that was edited to what its network cannot train with.
+
+    Args:
+        plan: a ptPlan.
+
+    Raises:
+        UserError: names the entry: batch size, patch size, kernel sizes.
+    """
+    configuration = plan["configurations"][CONFIGURATION]
+    batch_size = configuration.get("batch_size")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError(f"batch_size of the plan is {batch_size}, and must be a whole number of at least 1")
+    architecture = configuration["architecture"]
+    check_patch_size(architecture, configuration["patch_size"], short_name(architecture["network_class_name"]))
+    kernels = architecture["arch_kwargs"].get("kernel_sizes") or []
+    if even := [k for k in kernels if any(size % 2 == 0 for size in (k if isinstance(k, list) else [k]))]:
+        raise UserError(f"kernel_sizes of the plan have {even[0]}: even sizes change the image's size, use odd ones")
 
 
 def check_results_folder(

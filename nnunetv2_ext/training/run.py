@@ -34,6 +34,7 @@ from nnunetv2_ext.training.fold_records import stored_recipe
 from nnunetv2_ext.training.readiness import (
     check_cases,
     check_device,
+    check_plan,
     check_results_folder,
     parse_folds,
     set_aside_previous_run,
@@ -122,6 +123,7 @@ def train(dataset: str, configuration: str, folds: Sequence[str], plans: str, op
         long_name += FROM_SCRATCH_SUFFIX
         plan["finetuning"] = {**(plan.get("finetuning") or {}), "from_scratch": True}
     dataset_json = read_json(folder / "dataset.json")
+    check_plan(plan)
     check_cases(folder, name, plan, dataset_json, fold_list)
     results = nnunet_folder("nnUNet_results") / name
     if plan["configurations"][CONFIGURATION]["batch_size"] < options.num_gpus:

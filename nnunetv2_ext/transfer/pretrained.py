@@ -31,6 +31,10 @@ NEAREST = 5
 """How many of the checkpoint's names are shown where none fits."""
 
 
+class MisfitError(UserError):
+    """Less of the checkpoint fits the network than must, or nothing."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One tensor that arrives: its name in the network and in the checkpoint, and the rules on the way."""
@@ -232,17 +236,17 @@ def _check_coverage(
     if report.coverage == 0:
         unnamed = [r.name for r in report.records if r.part == ENCODER and r.reason == NOT_THERE]
         hint = ""
-        if unnamed:
+        if unnamed and all(r.reason == NOT_THERE for r in report.records if r.part == ENCODER):
             known = {name for r in report.records for name in (r.name, *r.aliases)}
             others = [name for name in weights if name not in known] or list(weights)
             near = difflib.get_close_matches(unnamed[0], others, n=NEAREST, cutoff=0.0)
             hint = f". The checkpoint's names nearest to {unnamed[0]} are {', '.join(near)}"
-        raise UserError(
+        raise MisfitError(
             f"the checkpoint and the network ({own.key_to_encoder}, {own.key_to_stem}) have nothing in common: "
             f"{reasons}{hint}"
         )
     if report.coverage < request.min_coverage:
-        raise UserError(
+        raise MisfitError(
             f"{report.coverage:.1%} of the encoder's and stem's parameters have a match in the checkpoint, and "
             f"{request.min_coverage:.1%} must (-min_coverage): {reasons}"
         )

@@ -58,5 +58,5 @@ def test_takes_no_memory_for_the_weights_of_a_large_network() -> None:
     ],
 )
 def test_arguments_that_make_no_network_are_a_line_for_the_user(folder: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"cannot be built with the arguments in the checkpoint's plan \("):
+    with pytest.raises(UserError, match=r"cannot be built with the arguments in the plan \("):
         build_on_meta_device(architecture_of(folder, **changes), 1, 3)

@@ -236,11 +236,26 @@ def test_a_2d_model_is_refused(model: Path, tmp_path: Path, moved: bool) -> None
     assert "is 2D (its patch is 32 x 32)" in refusal(source)
 
 
-def test_a_folder_whose_configuration_is_told_nowhere_is_refused(model: Path) -> None:
+def keep_weights_alone(model: Path) -> None:
+    """Without the plans that nnU-Net keeps in the checkpoint too, which win where the two differ."""
     checkpoint = model / "fold_0" / "checkpoint_final.pth"
     weights = trained_weights(checkpoint)
     checkpoint.unlink()
     torch.save({"network_weights": weights}, checkpoint)
+
+
+def test_plans_of_another_network_in_the_folder_give_way_to_those_in_the_checkpoint(
+    plain_model: StockModel, residual_model: StockModel, model: Path
+) -> None:
+    shutil.copy(residual_model.folder / "plans.json", model / "plans.json")
+    with pytest.warns(UserWarning, match=r"plans\.json' differs from the plans inside the checkpoint \(architecture\)"):
+        plan = read(model).plan
+    assert plan.architecture_name == "PlainConvUNet"
+    assert plan.architecture_kwargs == configuration(plain_model.folder)["architecture"]["arch_kwargs"]
+
+
+def test_a_folder_whose_configuration_is_told_nowhere_is_refused(model: Path) -> None:
+    keep_weights_alone(model)
     assert "TRAINER__PLANS__CONFIGURATION" in refusal(model.rename(model.with_name("liver")))
 
 
@@ -260,6 +275,7 @@ def test_a_folder_whose_configuration_is_told_nowhere_is_refused(model: Path) ->
 )
 def test_plans_that_do_not_describe_the_network_are_refused(model: Path, change: dict[str, Any], said: str) -> None:
     edit_plans(model, **{"3d_fullres": {**configuration(model), **change}})
+    keep_weights_alone(model)
     assert said in refusal(model)
 
 
@@ -273,6 +289,7 @@ def test_weights_of_another_network_than_the_plans_say_are_refused(
     plain_model: StockModel, residual_model: StockModel, model: Path
 ) -> None:
     shutil.copy(residual_model.folder / "plans.json", model / "plans.json")
+    keep_weights_alone(model)
     message = refusal(model)
     assert "'encoder.stem'" in message
     assert "encoder.stages" in message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 
@@ -75,3 +76,20 @@ def test_trainer_names_other_than_the_two_are_refused(name: str, capsys: pytest.
     assert exit_info.value.code == 1
     assert message.count("\n") == 1
     assert f"-tr takes PretrainedTrainer or DynamicPretrainedTrainer, not {name!r}" in message
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "unknown"),
+    [
+        ("plan_like_dynamic", ["-d", "1", "-n", "A", "-pc", "x.pth", "-c", "2"], "-c 2"),
+        ("plan_like_dynamic", ["-d", "1", "-n", "A", "-pc", "x.pth", "-min_cov", "0.3"], "-min_cov 0.3"),
+        ("train_pretrained", ["1", "3d_fullres", "0", "-p", "A", "-dev", "cpu"], "-dev cpu"),
+    ],
+)
+def test_flags_with_one_dash_cannot_be_abbreviated_either(
+    command: str, arguments: list[str], unknown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = importlib.import_module(f"nnunetv2_ext.cli.{command}").parser()
+    with pytest.raises(SystemExit):
+        parser.parse_args(arguments)
+    assert f"unrecognized arguments: {unknown}" in capsys.readouterr().err

@@ -295,3 +295,22 @@ def test_read_back_it_is_what_was_returned(arch: str, out: Path, tmp_path: Path)
     again = read_checkpoint(resolve_checkpoint_source(str(out)))
     assert again.plan == returned.plan
     assert again.file == returned.file or again.file.path == returned.file.path
+
+
+def test_weights_whose_kernels_would_have_to_be_adapted_are_not_those_of_the_network(out: Path, tmp_path: Path) -> None:
+    plan = raw_plan(TINY_RESENC)
+    plan["architecture_plans"]["arch_kwargs"]["kernel_sizes"][0] = [1, 3, 3]
+    (tmp_path / "flat.json").write_text(json.dumps(plan))
+    with pytest.raises(UserError, match=r"not those of the network .*kernel 3x3x3 to 1x3x3"):
+        convert(plain_file(tmp_path / "w.pth"), out, str(tmp_path / "flat.json"))
+    assert not out.exists()
+
+
+def test_a_normalisation_of_another_number_of_channels_is_left_out(out: Path, tmp_path: Path) -> None:
+    plan = raw_plan(TINY_RESENC)
+    (configuration,) = plan["pretrain_plan"]["configurations"].values()
+    configuration |= {"normalization_schemes": ["ZScoreNormalization"] * 2, "use_mask_for_norm": [False, False]}
+    (tmp_path / "two.json").write_text(json.dumps(plan))
+    converted = convert(plain_file(tmp_path / "w.pth"), out, str(tmp_path / "two.json"))
+    assert converted.plan.pretrain_num_input_channels == 1
+    assert converted.plan.normalization_schemes is None
