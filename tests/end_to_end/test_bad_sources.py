@@ -341,4 +341,8 @@ def test_a_plans_json_that_is_none(plan_refused: Refuses, plain_model: StockMode
     plans = json.loads((plain_model.folder / "plans.json").read_text())
     plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = "os.system"
     (folder / "plans.json").write_text(json.dumps(plans))
+    checkpoint = folder / "fold_0" / "checkpoint_final.pth"
+    checkpoint.unlink(missing_ok=True)
+    weights = torch.load(plain_model.checkpoint, weights_only=False)["network_weights"]
+    torch.save({"network_weights": weights}, checkpoint)  # without the plans of its own, which would win
     plan_refused("'os.system' is not known", pc=folder)
