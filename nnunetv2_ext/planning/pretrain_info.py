@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,13 @@ from nnunetv2_ext.checkpoints.roots import network_root
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.nnunet_folders import CONFIGURATION
 from nnunetv2_ext.transfer.matching import PartKeys
-from nnunetv2_ext.transfer.pretrained import plan_transfer
+from nnunetv2_ext.transfer.pretrained import Transfer, plan_transfer
 from nnunetv2_ext.transfer.report import TransferReport
 from nnunetv2_ext.transfer.request import ENCODER, ENCODER_AND_DECODER, TransferRequest
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -147,22 +148,40 @@ def rehearse_transfer(
     Raises:
         UserError: as `plan_transfer` and `Transfer.value`.
     """
-    configuration, info = plan["configurations"][CONFIGURATION], plan["pretrain_info"]
+    configuration = plan["configurations"][CONFIGURATION]
     num_channels = len(configuration["normalization_schemes"])
     network = build_on_meta_device(configuration["architecture"], num_channels, _num_outputs(plan, dataset_json))
     release = page_releaser(path)
-    transfer = plan_transfer(
+    transfer = recorded_transfer(plan, network, weights, release)
+    for _ in transfer.values():
+        release()
+    return transfer.report
+
+
+def recorded_transfer(
+    plan: Mapping[str, Any], network: nn.Module, weights: Mapping[str, torch.Tensor], release: Callable[[], None]
+) -> Transfer:
+    """The transfer that a plan's `pretrain_info` asks for; plans of the nnssl fork say less, and get the defaults.
+
+    Args:
+        plan: a ptPlan.
+        network: as the plan describes it, neither compiled nor wrapped.
+        weights: the checkpoint's tensors by name.
+        release: as in `plan_transfer`.
+
+    Raises:
+        UserError: as `plan_transfer`.
+    """
+    info = plan["pretrain_info"]
+    return plan_transfer(
         network,
         weights,
         recorded_keys(info),
         pretrain_patch_size=info.get("pt_used_patchsize"),
-        patch_size=configuration["patch_size"],
+        patch_size=plan["configurations"][CONFIGURATION]["patch_size"],
         request=TransferRequest.from_dict(info.get("transfer")),
         release=release,
     )
-    for _ in transfer.values():
-        release()
-    return transfer.report
 
 
 def recorded_keys(info: Mapping[str, Any]) -> PartKeys:

@@ -10,12 +10,9 @@ from torch import nn
 from nnunetv2_ext.checkpoints.pages import page_releaser
 from nnunetv2_ext.checkpoints.reading import format_citations, read_network_weights
 from nnunetv2_ext.checkpoints.sources import locate_recorded_checkpoint
-from nnunetv2_ext.nnunet_folders import CONFIGURATION
-from nnunetv2_ext.planning.pretrain_info import recorded_keys
+from nnunetv2_ext.planning.pretrain_info import recorded_transfer
 from nnunetv2_ext.transfer.loading import load_and_verify
-from nnunetv2_ext.transfer.pretrained import plan_transfer
 from nnunetv2_ext.transfer.report import TransferReport
-from nnunetv2_ext.transfer.request import TransferRequest
 from nnunetv2_ext.transfer.table import report_lines
 
 
@@ -39,15 +36,7 @@ def load_pretrained_weights(network: nn.Module, plans: Mapping[str, Any], log: C
     file = locate_recorded_checkpoint(info)
     weights = read_network_weights(file)
     release = page_releaser(file.path)
-    transfer = plan_transfer(
-        network,
-        weights,
-        recorded_keys(info),
-        pretrain_patch_size=info.get("pt_used_patchsize"),
-        patch_size=plans["configurations"][CONFIGURATION]["patch_size"],
-        request=TransferRequest.from_dict(info.get("transfer")),
-        release=release,
-    )
+    transfer = recorded_transfer(plans, network, weights, release)
     load_and_verify(network, transfer, release)
     log("\n".join([f"Pre-trained weights from {file.path}:", *report_lines(transfer.report)]))
     for line in format_citations(info.get("citations") or []):
