@@ -47,18 +47,9 @@ def describe(
     Raises:
         UserError: the architecture is not known or cannot be built.
     """
-    from nnunetv2_ext.architectures.build import build_on_meta_device  # imports torch
-
     architecture_name = short_name(architecture_name)
     architecture = downstream_architecture(architecture_name, arch_kwargs, patch_size)
-    network = build_on_meta_device(architecture, 1, 2)
-    root = network_root(weights, network.state_dict().keys())
-    own: dict[str, Any] = {
-        "key_to_encoder": f"{root}{network.key_to_encoder}",
-        "key_to_stem": f"{root}{network.key_to_stem}",
-        "keys_to_in_proj": [f"{root}{key}" for key in network.keys_to_in_proj],  # type: ignore[union-attr]
-        "key_to_lpe": f"{root}{network.key_to_lpe}" if getattr(network, "key_to_lpe", None) else None,
-    }
+    root, own = keys_of_architecture(architecture, weights)
     given = {k: _below_root(root, v, weights) for k, v in (keys or {}).items() if v is not None}
     if "key_to_stem" in given and "keys_to_in_proj" not in given:  # the same layer of a stem under another name
         inside = [key[len(own["key_to_stem"]) :] for key in own["keys_to_in_proj"]]
@@ -90,6 +81,30 @@ def describe(
         "pretrain_num_input_channels": channels,
         "recommended_downstream_patchsize": [int(p) for p in patch_size],
         **own,
+    }
+
+
+def keys_of_architecture(
+    architecture: Mapping[str, Any], weights: Mapping[str, torch.Tensor]
+) -> tuple[str, dict[str, Any]]:
+    """Where a network has its parts, below whatever wrappers put in front of the names of its weights.
+
+    Args:
+        architecture: a plan's `architecture` entry.
+        weights: their names decide on the prefix.
+
+    Returns:
+        The prefix (`module.`, or nothing), and `KEYS` with it.
+    """
+    from nnunetv2_ext.architectures.build import build_on_meta_device  # imports torch
+
+    network = build_on_meta_device(architecture, 1, 2)
+    root = network_root(weights, network.state_dict().keys())
+    return root, {
+        "key_to_encoder": f"{root}{network.key_to_encoder}",
+        "key_to_stem": f"{root}{network.key_to_stem}",
+        "keys_to_in_proj": [f"{root}{key}" for key in network.keys_to_in_proj],  # type: ignore[union-attr]
+        "key_to_lpe": f"{root}{network.key_to_lpe}" if getattr(network, "key_to_lpe", None) else None,
     }
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunetv2_ext.architectures.build import build_on_meta_device
+from nnunetv2_ext.checkpoints.describe import keys_of_architecture
 from nnunetv2_ext.checkpoints.pages import page_releaser
 from nnunetv2_ext.checkpoints.reading import SUPERVISED, PretrainedCheckpoint
-from nnunetv2_ext.checkpoints.roots import network_root
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.nnunet_folders import CONFIGURATION
 from nnunetv2_ext.transfer.matching import PartKeys
@@ -68,15 +68,7 @@ def keys_in(checkpoint: PretrainedCheckpoint, architecture: Mapping[str, Any]) -
     plan = checkpoint.adaptation_plan
     if plan is not None:
         return PartKeys(plan.key_to_encoder, plan.key_to_stem, plan.keys_to_in_proj, plan.key_to_lpe)
-    network = build_on_meta_device(architecture, 1, 2)
-    own = PartKeys.of_network(network)
-    root = network_root(checkpoint.network_weights, network.state_dict().keys())
-    return PartKeys(
-        f"{root}{own.key_to_encoder}",
-        f"{root}{own.key_to_stem}",
-        tuple(f"{root}{key}" for key in own.keys_to_in_proj),
-        f"{root}{own.key_to_lpe}" if own.key_to_lpe else None,
-    )
+    return recorded_keys(keys_of_architecture(architecture, checkpoint.network_weights)[1])
 
 
 def check_same_labels(checkpoint: PretrainedCheckpoint, dataset_json: Mapping[str, Any]) -> None:
