@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+CHUNK_BYTES = 8 * 1024 * 1024
+"""Read at once when hashing."""
 
 
 @contextmanager
@@ -50,8 +54,22 @@ def cache_folder() -> Path:
     return (Path(root) if root else Path.home() / ".cache") / "nnunetv2_ext"
 
 
+def sha256(path: Path, progress: Callable[[int], object] = lambda _: None) -> str:
+    """Hash a file; `progress` is told the bytes of each chunk. Returns 64 lower-case hexadecimal digits."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            progress(count)
+    return digest.hexdigest()
+
+
 def flush_to_disk(path: Path) -> None:
-    """Block until the content of `path` has reached the disk (fsync), so that a rename cannot overtake it."""
+    """Block until a file's content, or a folder's list of files, has reached the disk (fsync).
+
+    A file, so that its rename cannot overtake it; a folder, so that the renames in it are there after a power cut.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

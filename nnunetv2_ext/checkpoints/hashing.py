@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_ext.files import cache_folder, write_json
+from nnunetv2_ext.files import cache_folder, sha256, write_json
 
-CHUNK_BYTES = 8 * 1024 * 1024
 PROGRESS_FROM_BYTES = 64 * 1024 * 1024
 """Files below this are hashed before a bar could be read."""
 REMEMBERED_FILES = 256
@@ -50,16 +48,11 @@ def sha256_of_file(path: Path) -> str:
 def _hash(path: Path, size: int) -> str:
     from tqdm import tqdm
 
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(CHUNK_BYTES))
     # disable=None: tqdm's own switch for "only on a terminal"
     disable = None if size >= PROGRESS_FROM_BYTES else True
     bar = tqdm(total=size, unit="B", unit_scale=True, desc=f"Hashing {path.name}", disable=disable, leave=False)
-    with bar, path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-            bar.update(count)
-    return digest.hexdigest()
+    with bar:
+        return sha256(path, bar.update)
 
 
 def _cache_file() -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -46,6 +47,9 @@ def run(
         command(args)
     except UserError as error:
         _fail(parser, str(error), args)
+    except BrokenPipeError:  # the reader of `| head` has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:
         if error.errno not in _DISK_FAULTS:
             raise

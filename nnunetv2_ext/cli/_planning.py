@@ -6,18 +6,19 @@ import argparse
 from typing import TYPE_CHECKING
 
 from nnunetv2_ext.cli._command import Parser
+from nnunetv2_ext.preprocessing.run_options import EXECUTORS, LOCAL
 from nnunetv2_ext.transfer.request import LOAD_CHOICES, parse_channel_map
 
 if TYPE_CHECKING:
     from nnunetv2_ext.planning.pretrain_info import TransferOptions
-    from nnunetv2_ext.preprocessing.plan_datasets import RunOptions
+    from nnunetv2_ext.preprocessing.run_options import RunOptions
 
 SOURCE_HELP = (
     "checkpoint of nnssl, trained nnU-Net model (folder, one of its checkpoints, or zip), file of weights (.pth, .pt, "
     ".ckpt, .safetensors), or Hugging Face repository (https://huggingface.co/ORG/NAME, hf://ORG/NAME[@REV], "
     "ORG/NAME[@REV])"
 )
-INTERRUPTED = "finished cases are kept, and the same command continues"
+INTERRUPTED = "what is finished is kept, and the same command continues"
 
 
 def add_source(p: Parser) -> None:
@@ -95,7 +96,27 @@ def add_run_arguments(p: Parser) -> None:
     """How to go about it."""
     p.add_argument("-np", type=int, default=4, metavar="N", help="processes for preprocessing (default: 4)")
     p.add_argument("--no_pp", action="store_true", help="plan only, do not preprocess")
-    p.add_argument("--overwrite_pp", action="store_true", help="preprocess again cases that are there already")
+    p.add_argument(
+        "--overwrite_pp",
+        action="store_true",
+        help="preprocess again cases that are there already, one after the other",
+    )
+    p.add_argument(
+        "--preview", action="store_true", help="draw up to four cases before and after, as preview.png beside the plan"
+    )
+    p.add_argument(
+        "-executor",
+        choices=EXECUTORS,
+        default=LOCAL,
+        help="where to preprocess: processes on this machine (default), or a Dask cluster that is running",
+    )
+    p.add_argument("-scheduler", metavar="ADDRESS", help="of the Dask cluster, HOST:PORT; with -executor dask")
+    p.add_argument(
+        "-part", type=int, metavar="I", help="preprocess one part of the cases, counted from 0; with -num_parts"
+    )
+    p.add_argument(
+        "-num_parts", type=int, metavar="N", help="in how many parts the cases are preprocessed, for array jobs"
+    )
     p.add_argument("--verbose", action="store_true", help="more output; tracebacks of errors")
     p.add_argument("--no_pbar", action="store_true", help="no progress bars")
 
@@ -109,13 +130,18 @@ def transfer_options(args: argparse.Namespace) -> TransferOptions:
 
 def run_options(args: argparse.Namespace) -> RunOptions:
     """From the parsed arguments."""
-    from nnunetv2_ext.preprocessing.plan_datasets import RunOptions
+    from nnunetv2_ext.preprocessing.run_options import RunOptions
 
     return RunOptions(
         base_plan=args.base_plan,
         num_processes=args.np,
         preprocess=not args.no_pp,
         overwrite=args.overwrite_pp,
+        preview=args.preview,
+        executor=args.executor,
+        scheduler=args.scheduler,
+        part=args.part,
+        num_parts=args.num_parts,
         verbose=args.verbose,
         show_progress=not args.no_pbar,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,11 @@ BASE_PLANS = (
 """Base plans in order of preference. Only preprocessing and dataset properties are taken from them."""
 
 
+def has_base_plan(dataset: str) -> bool:
+    """Whether the dataset has any of `BASE_PLANS`."""
+    return any((preprocessed_folder(dataset) / f"{name}.json").is_file() for name in BASE_PLANS)
+
+
 def find_base_plan(dataset: str, name: str | None = None, *, num_processes: int, show_progress: bool) -> dict[str, Any]:
     """Read the dataset's plan; where there is none, run nnU-Net's fingerprint extraction and planner first.
 
@@ -33,7 +39,8 @@ def find_base_plan(dataset: str, name: str | None = None, *, num_processes: int,
         show_progress: show nnU-Net's progress bar.
 
     Raises:
-        UserError: the named plan does not exist, is a ptPlan, or has no `3d_fullres` (a 2D dataset).
+        UserError: the named plan does not exist, is a ptPlan, or has no `3d_fullres` (a 2D dataset); nnU-Net could not
+            plan the dataset.
     """
     folder = preprocessed_folder(dataset)
     if name is not None and not (folder / f"{name}.json").is_file():
@@ -67,12 +74,16 @@ def _plan_with_nnunet(dataset: str, num_processes: int, show_progress: bool) -> 
 
     folder = Path(preprocessed_folder(dataset))
     identifier = dataset_id(dataset)
+    bar = show_progress and sys.stderr.isatty()
     with _single_process_augmentation_hidden():
         fresh = not (folder / "dataset_fingerprint.json").is_file()
-        extract_fingerprints(
-            [identifier], num_processes=num_processes, clean=fresh, verbose=False, show_progress_bar=show_progress
-        )
-        plan_experiments([identifier])
+        try:
+            extract_fingerprints(
+                [identifier], num_processes=num_processes, clean=fresh, verbose=False, show_progress_bar=bar
+            )
+            plan_experiments([identifier])
+        except Exception as error:  # of many kinds, for images that nnU-Net cannot read or does not like
+            raise UserError(f"nnU-Net could not plan {dataset}: {type(error).__name__}: {error}") from error
 
 
 @contextmanager

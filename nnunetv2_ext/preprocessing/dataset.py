@@ -1,15 +1,13 @@
-"""A dataset's cases: those that are missing are preprocessed, those that are there stay."""
+"""A dataset's cases: those that are missing or out of date are preprocessed, the others stay."""
 
 from __future__ import annotations
 
-import errno
-import multiprocessing
 import os
+import random
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,121 +15,159 @@ from tqdm import tqdm
 
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.files import whole_or_absent, write_json
-from nnunetv2_ext.nnunet_folders import CONFIGURATION, preprocessed_folder, raw_folder, read_json
+from nnunetv2_ext.nnunet_folders import CONFIGURATION, preprocessed_folder, read_json
 from nnunetv2_ext.planning.data_settings import settings_file, settings_that_shape_data
-from nnunetv2_ext.preprocessing.cases import CaseJob, is_complete, preprocess_case, workspace_in
+from nnunetv2_ext.preprocessing.cases import CaseJob, Outcome, Result, is_complete, is_current
+from nnunetv2_ext.preprocessing.dask_cluster import run_on_dask
+from nnunetv2_ext.preprocessing.run_options import RunOptions
+from nnunetv2_ext.preprocessing.sources import RawCase, Record, look_at, raw_cases
+from nnunetv2_ext.preprocessing.space import check_space
+from nnunetv2_ext.preprocessing.workers import run_here
+from nnunetv2_ext.preprocessing.workspace import clear_abandoned, others_at_work, workspace_in
 
-# What concerns every case that comes after; any other fault in reading or writing is the case's own
-_FAULTS_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_NAMED = 10
+"""Cases named in a line; of more only the number is said."""
 
 
 @dataclass(frozen=True)
 class PreprocessingSummary:
-    """What a run did: the folder of cases, how many were made and how many were there already."""
+    """What a run did.
+
+    Attributes:
+        folder: of the cases.
+        made: cases that were not there before, or all with `--overwrite_pp`.
+        remade: names of cases whose files or labels had changed.
+        kept: cases that were there already.
+        failures: outcomes of cases that could not be made.
+    """
 
     folder: Path
-    made: int
-    kept: int
+    made: int = 0
+    remade: Sequence[str] = ()
+    kept: int = 0
+    failures: Sequence[Outcome] = field(default=())
+
+    def __str__(self) -> str:
+        changed = (
+            f", {len(self.remade)} again whose files or labels had changed ({_names(self.remade)})"
+            if self.remade
+            else ""
+        )
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        return f"{self.made} cases preprocessed{changed}, {self.kept} were there already{failed}: {self.folder}"
 
 
-def preprocess_dataset(
-    dataset: str,
-    plan: Mapping[str, Any],
-    *,
-    num_processes: int,
-    overwrite: bool = False,
-    verbose: bool = False,
-    show_progress: bool = True,
-) -> PreprocessingSummary:
+def preprocess_dataset(dataset: str, plan: Mapping[str, Any], options: RunOptions) -> PreprocessingSummary:
     """Preprocess the training cases of a raw dataset for a ptPlan, and copy the labels for validation.
 
-    A case that is there whole is kept, so that a run that was killed is continued by the same command.
+    A case that is there whole and was made from what its files hold now is kept, so that a run that was killed is
+    continued by the same command. A case that fails does not keep the others from being made.
 
     Args:
         dataset: full name.
         plan: a ptPlan.
-        num_processes: processes; 1 works in this one.
-        overwrite: make every case again, replacing case by case.
-        verbose: print shapes and spacings as nnU-Net does.
-        show_progress: show a progress bar on a terminal.
+        options: how to go about it.
 
     Raises:
-        UserError: no raw data, other settings under the same identifier, a case that cannot be read, a worker that
-            was killed. Cases that were finished stay.
+        UserError: no raw data, other settings under the same identifier, no room on the disk. Cases that were finished
+            stay.
     """
-    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-
-    raw, target = raw_folder(dataset), preprocessed_folder(dataset)
-    dataset_json = read_json(raw / "dataset.json")
-    try:
-        cases = get_filenames_of_train_images_and_targets(str(raw), dataset_json)
-    except FileNotFoundError:  # no imagesTr
-        cases = {}
-    if not cases:
-        raise UserError(f"{raw} has no training cases (imagesTr, labelsTr)")
-    if unlabelled := [case for case, files in cases.items() if not Path(files["label"]).is_file()]:
-        more = f" (nor for {len(unlabelled) - 1} more cases)" if len(unlabelled) > 1 else ""
-        raise UserError(f"there is no label {cases[unlabelled[0]]['label']} for its images in imagesTr{more}")
-    folder = target / plan["configurations"][CONFIGURATION]["data_identifier"]
+    description, cases = raw_cases(dataset)
+    mine = cases[options.part or 0 :: options.num_parts or 1]
+    target = preprocessed_folder(dataset)
+    identifier = plan["configurations"][CONFIGURATION]["data_identifier"]
+    folder = target / identifier
     folder.mkdir(parents=True, exist_ok=True)
+    clear_abandoned(folder)
     _record_settings(target, plan)
-    _copy_labels(target / "gt_segmentations", cases, dataset_json["file_ending"])
+    _copy_labels(target / "gt_segmentations", mine, description["file_ending"])
 
-    todo = [case for case in cases if overwrite or not is_complete(folder, case)]
+    labels = description["labels"]
+    todo = [c for c in mine if options.overwrite or not is_current(c, folder, labels)]
+    if not options.overwrite and (doubtful := _perhaps_outdated(mine, folder)):
+        print(
+            f"{len(doubtful)} cases were not preprocessed by this command and are older than their files: "
+            f"{_names(doubtful)}; they are kept, and --overwrite_pp makes them again"
+        )
+    if left_over := _strangers(cases, folder):
+        print(
+            f"{len(left_over)} cases of {folder} are not in the raw dataset: {_names(left_over)}; "
+            "remove their files if training is not to use them"
+        )
+    if not todo:
+        return PreprocessingSummary(folder, kept=len(mine))
+    channels, classes = len(description["channel_names"]), len(labels) - 1
+    if warning := check_space(folder, plan, num_channels=channels, num_classes=classes, num_cases=len(todo)):
+        print(warning)
     with workspace_in(folder) as workspace:
+        if others_at_work(workspace):  # not both at the same cases
+            random.shuffle(todo)
         jobs = [
-            CaseJob(case, cases[case]["images"], cases[case]["label"], folder, workspace, plan, dataset_json, verbose)
-            for case in todo
+            CaseJob(case, folder, workspace, plan, description, options.overwrite, options.verbose) for case in todo
         ]
-        progress = tqdm(total=len(todo), desc=f"Preprocessing {dataset}", disable=None if show_progress else True)
-        failures = {}
-        with progress:
-            for case, error in _run(jobs, min(num_processes, len(todo))):
-                progress.update()
-                if error is not None:
-                    failures[case] = error
-    if failures:
-        case, error = next(iter(failures.items()))
-        more = f" ({len(failures)} cases failed: {', '.join(sorted(failures))})" if len(failures) > 1 else ""
-        raise UserError(
-            f"case {case} of {dataset} could not be preprocessed: {type(error).__name__}: {error}{more}; "
-            "the other cases are done, and the same command continues"
-        ) from error
-    return PreprocessingSummary(folder, made=len(todo), kept=len(cases) - len(todo))
+        outcomes = _run(jobs, options, dataset)
+    results = {result: [o.case for o in outcomes if o.result is result] for result in Result}
+    return PreprocessingSummary(
+        folder,
+        made=len(results[Result.MADE]),
+        remade=sorted(results[Result.REMADE]),
+        kept=len(mine) - len(todo) + len(results[Result.KEPT]),
+        failures=sorted((o for o in outcomes if o.result is Result.FAILED), key=lambda o: o.case),
+    )
 
 
-def _run(jobs: Sequence[CaseJob], num_processes: int) -> Iterator[tuple[str, BaseException | None]]:
-    """Yield every case as it is done, with the error that it raised or None."""
-    if num_processes <= 1:
-        for job in jobs:
-            try:
-                preprocess_case(job)
-            except Exception as error:
-                if _concerns_all_cases(error):
-                    raise
-                yield job.case, error
-            else:
-                yield job.case, None
-        return
-    with ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(preprocess_case, job): job.case for job in jobs}
-        try:
-            for future in as_completed(futures):
-                fault = future.exception()
-                if fault is not None and _concerns_all_cases(fault):
-                    raise fault
-                yield futures[future], fault
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a preprocessing process was killed, most likely because memory ran out: use fewer (-np); "
-                "finished cases are kept, and the same command continues"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+def failure_line(dataset: str, failures: Sequence[Outcome]) -> str:
+    """What a user is to know of cases that failed, in one line."""
+    first = failures[0]
+    more = f" ({len(failures)} cases failed: {_names([f.case for f in failures])})" if len(failures) > 1 else ""
+    return (
+        f"case {first.case} of {dataset} could not be preprocessed: {first.message}{more}; "
+        "the other cases are done, and the same command continues"
+    )
 
 
-def _concerns_all_cases(fault: BaseException) -> bool:
-    return isinstance(fault, BrokenProcessPool) or getattr(fault, "errno", None) in _FAULTS_OF_THE_MACHINE
+def _run(jobs: Sequence[CaseJob], options: RunOptions, dataset: str) -> list[Outcome]:
+    """Make the cases, saying at once which fail; ends where the machine is at fault, since all would fail then."""
+    running: Iterator[Outcome]
+    if options.scheduler is not None:
+        running = run_on_dask(jobs, options.scheduler)
+    else:
+        running = run_here(jobs, options.num_processes)
+    outcomes = []
+    silent = None if options.show_progress else True
+    bar = tqdm(total=len(jobs), desc=f"Preprocessing {dataset}", disable=silent)
+    with bar, closing(running):  # type: ignore[type-var]  # both are generators
+        for outcome in running:
+            outcomes.append(outcome)
+            bar.update()
+            if outcome.error_number is not None:
+                finished = sum(o.result is not Result.FAILED for o in outcomes)
+                raise UserError(
+                    f"{os.strerror(outcome.error_number)}: {jobs[0].folder}; {finished} cases of this run are finished "
+                    "and kept, and the same command continues"
+                )
+            if outcome.result is Result.FAILED:
+                bar.write(f"{outcome.case} failed: {outcome.message}")
+                if options.verbose and outcome.details:
+                    bar.write(outcome.details)
+    return outcomes
+
+
+def _perhaps_outdated(cases: Sequence[RawCase], folder: Path) -> list[str]:
+    """Cases without a record, as of stock nnU-Net, that are older than a file of theirs."""
+    return [
+        case.name
+        for case in cases
+        if is_complete(folder, case.name)
+        and Record.read(folder, case.name) is None
+        and max(s["mtime_ns"] for s in look_at(case.files)) > (folder / f"{case.name}.pkl").stat().st_mtime_ns
+    ]
+
+
+def _strangers(cases: Sequence[RawCase], folder: Path) -> list[str]:
+    """Cases that were preprocessed and have left the raw dataset since."""
+    there = {path.name.removesuffix(".pkl") for path in folder.glob("*.pkl")}
+    return sorted(there - {case.name for case in cases})
 
 
 def _record_settings(target: Path, plan: Mapping[str, Any]) -> None:
@@ -148,12 +184,18 @@ def _record_settings(target: Path, plan: Mapping[str, Any]) -> None:
         )
 
 
-def _copy_labels(folder: Path, cases: Mapping[str, Mapping[str, Any]], ending: str) -> None:
+def _copy_labels(folder: Path, cases: Sequence[RawCase], ending: str) -> None:
     """nnU-Net validates against `gt_segmentations`, so that the raw data need not be where training runs."""
-    for case, files in cases.items():
-        source, target = Path(files["label"]), folder / f"{case}{ending}"
-        if target.is_file() and target.stat().st_mtime >= source.stat().st_mtime:
-            continue
+    for case in cases:
+        target, source = folder / f"{case.name}{ending}", case.label.stat()
+        if target.is_file():
+            copy = target.stat()
+            if (copy.st_mtime_ns, copy.st_size) == (source.st_mtime_ns, source.st_size):
+                continue
         with whole_or_absent(target) as temporary:
-            shutil.copyfile(source, temporary)
-            os.utime(temporary, (source.stat().st_atime, source.stat().st_mtime))
+            shutil.copyfile(case.label, temporary)
+            os.utime(temporary, ns=(source.st_atime_ns, source.st_mtime_ns))
+
+
+def _names(cases: Sequence[str]) -> str:
+    return ", ".join(cases[:_NAMED]) + (", ..." if len(cases) > _NAMED else "")

@@ -11,13 +11,8 @@ from nnunetv2_ext.checkpoints.sources import resolve_checkpoint_source
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.planning import names
 from nnunetv2_ext.planning.dynamic_plan import DynamicPlanOptions, make_dynamic_plan
-from nnunetv2_ext.preprocessing.plan_datasets import (
-    NewPlan,
-    RunOptions,
-    known_datasets,
-    plan_datasets,
-    print_checkpoint,
-)
+from nnunetv2_ext.preprocessing.plan_datasets import NewPlan, known_datasets, plan_datasets, print_checkpoint
+from nnunetv2_ext.preprocessing.run_options import RunOptions
 
 
 def plan_dynamic_and_preprocess(

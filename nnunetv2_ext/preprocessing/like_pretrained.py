@@ -13,13 +13,8 @@ from nnunetv2_ext.planning import names
 from nnunetv2_ext.planning.given_architecture import read_with_architecture
 from nnunetv2_ext.planning.modes import target_spacing
 from nnunetv2_ext.planning.pretrained_plan import ZSCORE, PlanOptions, make_plan
-from nnunetv2_ext.preprocessing.plan_datasets import (
-    NewPlan,
-    RunOptions,
-    known_datasets,
-    plan_datasets,
-    print_checkpoint,
-)
+from nnunetv2_ext.preprocessing.plan_datasets import NewPlan, known_datasets, plan_datasets, print_checkpoint
+from nnunetv2_ext.preprocessing.run_options import RunOptions
 
 
 def plan_and_preprocess(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,35 +20,23 @@ from nnunetv2_ext.nnunet_folders import (
     raw_folder,
     read_json,
 )
-from nnunetv2_ext.planning.base_plan import find_base_plan
+from nnunetv2_ext.planning.base_plan import find_base_plan, has_base_plan
 from nnunetv2_ext.planning.data_settings import choose_data_identifier, settings_that_shape_data
 from nnunetv2_ext.planning.plan_files import first_difference, first_lasting_difference, write_plan
-from nnunetv2_ext.preprocessing.dataset import preprocess_dataset
+from nnunetv2_ext.preprocessing.dask_cluster import check_scheduler
+from nnunetv2_ext.preprocessing.dataset import failure_line, preprocess_dataset
+from nnunetv2_ext.preprocessing.integrity import check_files
+from nnunetv2_ext.preprocessing.preview import write_preview
+from nnunetv2_ext.preprocessing.run_options import RunOptions
+from nnunetv2_ext.preprocessing.sources import RawCase, raw_cases
+from nnunetv2_ext.preprocessing.workers import start_early
 from nnunetv2_ext.transfer.report import TransferReport
 from nnunetv2_ext.transfer.table import report_lines
 
-RESULTS = "nnUNet_results"
+RAW, RESULTS = "nnUNet_raw", "nnUNet_results"
 
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What the planning commands have in common.
-
-    Attributes:
-        base_plan: `-pl`.
-        num_processes: `-np`.
-        preprocess: False plans only (`--no_pp`).
-        overwrite: preprocess cases again that are there (`--overwrite_pp`).
-        verbose: more output.
-        show_progress: progress bars on a terminal.
-    """
-
-    base_plan: str | None = None
-    num_processes: int = 4
-    preprocess: bool = True
-    overwrite: bool = False
-    verbose: bool = False
-    show_progress: bool = True
+_MEANING = ("channel_names", "labels", "regions_class_order", "file_ending")
+"""What in a `dataset.json` decides what cases and networks look like."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +56,26 @@ def known_datasets(datasets: Sequence[str], options: RunOptions) -> list[str]:
     """The datasets' full names, once it is certain that each can be planned.
 
     Raises:
-        UserError: no such dataset, no raw data, a folder variable that is not set, `-np` below 1.
+        UserError: no such dataset, no raw data, a folder variable that is not set or cannot be written to, options that
+            do not go together, a Dask scheduler that does not answer.
     """
-    if options.num_processes < 1:
-        raise UserError(f"-np must be at least 1, not {options.num_processes}")
+    options.check()
     names = list(dict.fromkeys(dataset_name(d) for d in datasets))
     for name in names:
-        preprocessed_folder(name)
+        folder = preprocessed_folder(name)
+        if folder.is_dir() and not os.access(folder, os.W_OK):
+            raise UserError(f"{folder} cannot be written to")
         if options.preprocess:
             raw_folder(name)
+        if options.num_parts is not None and options.base_plan is None and not has_base_plan(name):
+            raise UserError(
+                f"{name} has no nnU-Net plan yet, which all parts would make at once: "
+                "run the same command with --no_pp instead of -part first"
+            )
+    if options.scheduler is not None:
+        check_scheduler(options.scheduler)
+    elif options.preprocess and options.num_processes > 1:
+        start_early()
     return names
 
 
@@ -96,9 +95,7 @@ def plan_datasets(datasets: Sequence[str], make_plan: PlanMaker, options: RunOpt
     """
     plans: dict[str, NewPlan] = {}
     for name in datasets:
-        base = find_base_plan(
-            name, options.base_plan, num_processes=options.num_processes, show_progress=options.show_progress
-        )
+        base = _base_plan(name, options)
         try:
             plans[name] = make_plan(name, base, _dataset_json(name))
         except UserError as error:
@@ -108,21 +105,29 @@ def plan_datasets(datasets: Sequence[str], make_plan: PlanMaker, options: RunOpt
     for name, new in plans.items():
         _write(name, new, options.verbose)
         print("\n".join(["Transfer into the network of this plan:", *report_lines(new.report)]))
-    next_commands = []
+    failed = []
     for name, new in plans.items():
         if options.preprocess:
-            summary = preprocess_dataset(
-                name,
-                new.plan,
-                num_processes=options.num_processes,
-                overwrite=options.overwrite,
-                verbose=options.verbose,
-                show_progress=options.show_progress,
-            )
-            print(f"{summary.made} cases preprocessed, {summary.kept} were there already: {summary.folder}")
-        next_commands.append(f"nnUNetv2_train_pretrained -d {dataset_id(name)} -c {CONFIGURATION} -f 0 -p {new.stem}")
-    then = "Next:" if options.preprocess else "Next, after preprocessing (the same command without --no_pp):"
-    print("\n".join(["", then, *(f"  {c}" for c in next_commands)]))
+            summary = preprocess_dataset(name, new.plan, options)
+            print(summary)
+            if options.preview:
+                unreadable = [failure.case for failure in summary.failures]
+                print(f"Preview: {write_preview(name, new.plan, leave_out=unreadable)}")
+            if summary.failures:
+                failed.append(failure_line(name, summary.failures))
+    if failed:
+        raise UserError("; ".join(failed))
+    commands = [
+        f"nnUNetv2_train_pretrained -d {dataset_id(name)} -c {CONFIGURATION} -f 0 -p {new.stem}"
+        for name, new in plans.items()
+    ]
+    print("\n".join(["", _when(options), *(f"  {command}" for command in commands)]))
+
+
+def _when(options: RunOptions) -> str:
+    if not options.preprocess:
+        return "Next, after preprocessing (the same command without --no_pp):"
+    return "Next:" if options.num_parts is None else f"Next, when all {options.num_parts} parts are done:"
 
 
 def print_checkpoint(checkpoint: PretrainedCheckpoint) -> None:
@@ -147,13 +152,49 @@ def checkpoint_line(checkpoint: PretrainedCheckpoint) -> str:
     )
 
 
+def _base_plan(dataset: str, options: RunOptions) -> dict[str, Any]:
+    """The dataset's own plan; where nnU-Net fails at making one, with the case that is at fault."""
+    planned = options.base_plan is not None or has_base_plan(dataset)
+    description, cases = ({}, []) if planned else raw_cases(dataset)
+    try:
+        return find_base_plan(
+            dataset, options.base_plan, num_processes=options.num_processes, show_progress=options.show_progress
+        )
+    except UserError as error:
+        faults = _faults(cases, len(description.get("channel_names", ())))
+        if fault := next(faults, None):
+            raise UserError(f"{fault} ({error})") from error
+        raise
+
+
+def _faults(cases: Sequence[RawCase], num_channels: int) -> Iterator[str]:
+    """What is wrong with cases' files."""
+    one_file_each = any(len(case.images) == num_channels for case in cases)  # else one may hold all channels
+    for case in cases:
+        if one_file_each and len(case.images) != num_channels:
+            yield f"case {case.name} has {len(case.images)} images, dataset.json names {num_channels} channels"
+        try:
+            check_files(case.files)
+        except UserError as fault:
+            yield f"case {case.name}: {fault}"
+
+
 def _dataset_json(dataset: str) -> dict[str, Any]:
     """The dataset's description beside its plan; copied from the raw data where a plan came without."""
     path = preprocessed_folder(dataset) / "dataset.json"
     if not path.is_file():
         with whole_or_absent(path) as temporary:
             temporary.write_bytes((raw_folder(dataset) / "dataset.json").read_bytes())
-    return read_json(path)
+    description = read_json(path)
+    # cases are made by the raw one, planned and trained by the other
+    raw = Path(os.environ.get(RAW, "")) / dataset / "dataset.json"  # not needed for planning
+    original = read_json(raw) if raw.is_file() else description
+    if differ := [key for key in _MEANING if original.get(key) != description.get(key)]:
+        raise UserError(
+            f"{raw} and {path} differ in {', '.join(differ)}: copy the right one over the other (if channels have "
+            "changed, plan again with nnU-Net as well)"
+        )
+    return description
 
 
 def _check_trained_models(dataset: str, plan: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from nnunetv2_ext.checkpoints import hashing
 from nnunetv2_ext.checkpoints.hashing import sha256_of_file
+from nnunetv2_ext.files import CHUNK_BYTES
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +31,7 @@ def cache_of(tmp_path: Path) -> Path:
     return tmp_path / "cache" / "nnunetv2_ext" / "sha256.json"
 
 
-@pytest.mark.parametrize("size", [0, 1, hashing.CHUNK_BYTES, hashing.CHUNK_BYTES + 1])
+@pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES, CHUNK_BYTES + 1])
 def test_agrees_with_hashlib(tmp_path: Path, size: int) -> None:
     content = os.urandom(size)
     assert sha256_of_file(aged_file(tmp_path / "file", content)) == hashlib.sha256(content).hexdigest()

@@ -8,12 +8,21 @@ import pytest
 
 from tests.conftest import Workplace, copy_of
 from tests.end_to_end.refusal import Refuses, contents
+from tests.end_to_end.scans import larger_scans, preprocess_scans
 
 
 @pytest.fixture(scope="session")
 def target(anisotropic_workplace: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """The anisotropic dataset, shared by the tests that leave plans and models in it."""
     return copy_of(anisotropic_workplace, tmp_path_factory.mktemp("target"))
+
+
+@pytest.fixture(scope="session")
+def scans(workplace: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """Twelve larger scans, preprocessed by a run that nothing has interrupted."""
+    place = larger_scans(workplace, tmp_path_factory.mktemp("scans"))
+    preprocess_scans(place)
+    return place
 
 
 def enter(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,11 +14,17 @@ from nnunetv2_ext.checkpoints.reading import read_checkpoint
 from nnunetv2_ext.checkpoints.sources import resolve_checkpoint_source
 from nnunetv2_ext.planning.modes import TargetSpacing
 from nnunetv2_ext.planning.pretrained_plan import PlanOptions, make_plan
+from nnunetv2_ext.preprocessing.cases import CaseJob
 from nnunetv2_ext.preprocessing.dataset import PreprocessingSummary, preprocess_dataset
+from nnunetv2_ext.preprocessing.run_options import RunOptions
+from nnunetv2_ext.preprocessing.sources import raw_cases
 from tests.conftest import DATASET, TINY_RESENC, Workplace
+from tests.preprocessed_folders import inodes
 
 CASES = ("MNI_000", "MNI_001", "MNI_002")
 ENDINGS = (".b2nd", "_seg.b2nd", ".pkl")
+WHOLE = {f"{case}{ending}" for case in CASES for ending in ENDINGS}
+QUIETLY: dict[str, Any] = {"num_processes": 1, "show_progress": False}
 
 
 @dataclass(frozen=True)
@@ -37,16 +43,41 @@ class Dataset:
         return self.root / "nnUNet_preprocessed" / DATASET
 
     @property
+    def identifier(self) -> str:
+        return self.plan["configurations"]["3d_fullres"]["data_identifier"]
+
+    @property
     def folder(self) -> Path:
         """Of the cases."""
-        return self.preprocessed / self.plan["configurations"]["3d_fullres"]["data_identifier"]
+        return self.preprocessed / self.identifier
+
+    @property
+    def records(self) -> Path:
+        """Of what the cases were made from."""
+        return self.preprocessed / f"{self.identifier}.sources"
+
+    def image(self, case: str) -> Path:
+        return self.raw / "imagesTr" / f"{case}_0000.nii.gz"
+
+    def label(self, case: str) -> Path:
+        return self.raw / "labelsTr" / f"{case}.nii.gz"
+
+    def record(self, case: str) -> dict[str, Any]:
+        return json.loads((self.records / f"{case}.json").read_text())
 
     def run(self, **options: Any) -> PreprocessingSummary:
-        return preprocess_dataset(DATASET, self.plan, **{"num_processes": 1, "show_progress": False, **options})
+        return preprocess_dataset(DATASET, self.plan, RunOptions(**{**QUIETLY, **options}))
+
+    def jobs(self, *, overwrite: bool = False) -> list[CaseJob]:
+        """One for each case, as `run` gives them to workers."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        description, cases = raw_cases(DATASET)
+        workspace = self.folder / "unfinished" / "test"
+        return [CaseJob(c, self.folder, workspace, self.plan, description, overwrite) for c in cases]
 
     def files(self) -> dict[str, int]:
         """Files beside one another in the folder of cases, and the file on the disk that each is."""
-        return {p.name: p.stat().st_ino for p in self.folder.iterdir() if p.is_file()}
+        return inodes(self.folder)
 
 
 @pytest.fixture(scope="session")

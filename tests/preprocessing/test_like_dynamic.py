@@ -16,7 +16,7 @@ from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.planning.dynamic_plan import DynamicPlanOptions
 from nnunetv2_ext.planning.pretrain_info import TransferOptions
 from nnunetv2_ext.preprocessing.like_dynamic import plan_dynamic_and_preprocess
-from nnunetv2_ext.preprocessing.plan_datasets import RunOptions
+from nnunetv2_ext.preprocessing.run_options import RunOptions
 from tests.conftest import DATASET, TINY_PRIMUS, TINY_RESENC
 from tests.planning.variants import residual_base_plan
 from tests.preprocessing.conftest import CASES, ENDINGS, Dataset

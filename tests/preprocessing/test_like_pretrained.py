@@ -19,7 +19,7 @@ from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.planning.pretrain_info import TransferOptions
 from nnunetv2_ext.planning.pretrained_plan import PlanOptions
 from nnunetv2_ext.preprocessing.like_pretrained import plan_and_preprocess
-from nnunetv2_ext.preprocessing.plan_datasets import RunOptions
+from nnunetv2_ext.preprocessing.run_options import RunOptions
 from tests.conftest import DATASET, TINY_PRIMUS, TINY_RESENC, Workplace
 from tests.preprocessing.conftest import CASES, ENDINGS, Dataset
 
@@ -167,3 +167,25 @@ def test_several_datasets_are_planned_and_all_next_commands_printed(
 def test_the_stock_plan_is_left_alone(planned: Dataset, workplace: Workplace) -> None:
     run()
     assert plan_of(planned, "nnUNetPlans") == copy.deepcopy(workplace.plan("nnUNetPlans"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("labels", {"background": 0, "tissue": [1, 2]}), ("channel_names", {"0": "T2"}), ("file_ending", ".nrrd")],
+)
+def test_cases_are_not_made_by_one_dataset_json_and_planned_by_another(
+    key: str, value: Any, planned: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = set(os.listdir(planned.preprocessed))
+    description = json.loads((planned.raw / "dataset.json").read_text())
+    (planned.raw / "dataset.json").write_text(json.dumps({**description, key: value}))
+    with pytest.raises(UserError, match=rf"dataset\.json and .*dataset\.json differ in {key}: copy the right one"):
+        run()
+    assert set(os.listdir(planned.preprocessed)) == before
+
+
+def test_what_a_dataset_json_says_of_itself_may_differ(planned: Dataset) -> None:
+    description = json.loads((planned.raw / "dataset.json").read_text())
+    (planned.raw / "dataset.json").write_text(json.dumps({**description, "licence": "none", "numTraining": 7}))
+    run()
+    assert plan_of(planned, f"ptPlans__MAE____{ONE_MM}")
