@@ -1,24 +1,20 @@
-"""The recipe: every hyper-parameter of a fine-tuning, in one place."""
+# ruff: noqa: RUF009  _field is dataclasses.field with the help in its place
+"""The recipe: every hyper-parameter of a fine-tuning, as typed configuration with its help and its checks."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from importlib.resources import files
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from nnunetv2_ext.errors import UserError
+from nnunetv2_ext.recipes.parts import check_part
+from nnunetv2_ext.recipes.phases import REST, WARMUP, Curve, Phase, phase_lengths
 
 STOCK_GRADIENT_CLIPPING = 12.0
-"""nnU-Net's `train_step` clips the gradient's norm at 12, literally; a recipe can clip harder, not less."""
+"""nnU-Net's `train_step` clips the gradient's norm at 12."""
 
 
 class Optimizer(Enum):
@@ -28,147 +24,186 @@ class Optimizer(Enum):
     adamw = "adamw"
 
 
+class Precision(Enum):
+    """What the forward pass computes in on CUDA; on the CPU `fp16` is single precision, as in stock nnU-Net."""
+
+    fp16 = "fp16"
+    bf16 = "bf16"
+    off = "off"
+
+
+class Loss(Enum):
+    """Losses a recipe can name; `default` is nnU-Net's Dice and cross-entropy."""
+
+    default = "default"
+    ce = "ce"
+    dice = "dice"
+    topk = "topk"
+    focal = "focal"
+    marginal = "marginal"
+
+
+class Side(Enum):
+    """What gradual unfreezing works through."""
+
+    encoder = "encoder"
+    decoder = "decoder"
+
+
+def _field(default: Any, text: str) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class GradualUnfreezing:
+    """Phases made from the network's depth (hippocampal segmentation, HSF's fine-tuning guide)."""
+
+    mode: Side = _field(
+        Side.decoder, "what is unfrozen: the encoder from the input side, or the decoder from the output"
+    )
+    depth: int = _field(-1, "how many blocks after the head; -1 for all, 0 for the head alone")
+    unfreeze_frequency: int = _field(4, "epochs from one block to the next")
+
+
+@dataclass
+class Lora:
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685), by the peft library."""
+
+    rank: int = _field(8, "rank of the adapters")
+    alpha: float = _field(16.0, "their output is multiplied by alpha / rank")
+    dropout: float = _field(0.0, "of their input, in training")
+    targets: list[str] = _field(["encoder"], "parts whose convolutions and linear layers get one")
+
+
 @dataclass
 class Recipe:
     """How a network is trained.
 
-    Each field's meaning stands in its metadata (`help`), which is also what the documentation and `--help` show.
-
-    Raises:
-        UserError: from `validate`, a value makes no sense; the message names the field.
+    Each field's meaning stands in its metadata (`help`), which is also what the documentation shows.
     """
 
-    name: str = field(default="default", metadata={"help": "name of the recipe"})
-    num_epochs: int = field(default=1000, metadata={"help": "epochs in all"})
-    warmup_epochs: int = field(default=50, metadata={"help": "epochs of linear warm-up, part of num_epochs"})
-    num_iterations_per_epoch: int = field(default=250, metadata={"help": "training steps in an epoch"})
-    num_val_iterations_per_epoch: int = field(default=50, metadata={"help": "validation steps after each epoch"})
-    optimizer: Optimizer = field(default=Optimizer.sgd, metadata={"help": "sgd or adamw"})
-    initial_lr: float = field(default=1e-3, metadata={"help": "peak learning rate, at the end of the warm-up"})
-    initial_lr_from_scratch: float = field(default=1e-2, metadata={"help": "the peak with --from_scratch"})
-    weight_decay: float = field(default=3e-5, metadata={"help": "L2 (sgd) or decoupled (adamw) weight decay"})
-    momentum: float = field(default=0.99, metadata={"help": "momentum of sgd"})
-    nesterov: bool = field(default=True, metadata={"help": "Nesterov momentum for sgd"})
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.98], metadata={"help": "betas of adamw"})
-    poly_exponent: float = field(default=0.9, metadata={"help": "exponent of the decay after the warm-up"})
-    gradient_clipping: float = field(
-        default=STOCK_GRADIENT_CLIPPING, metadata={"help": "largest norm of the gradient, at most nnU-Net's own 12"}
+    name: str = _field("default", "name of the recipe, part of the results folder's name unless it is the default one")
+    description: str = _field("", "a line for --list_recipes")
+    num_epochs: int = _field(1000, "epochs in all")
+    warmup_epochs: int = _field(50, "epochs of the phases that say so, part of num_epochs")
+    phases: list[Phase] = field(
+        default_factory=lambda: [Phase(epochs=WARMUP, curve=Curve.linear), Phase(epochs=REST, curve=Curve.poly)],
+        metadata={"help": "what trains when, and at which rate"},
     )
-    deep_supervision: bool = field(
-        default=False, metadata={"help": "loss on lower resolutions of a U-Net's decoder too (not for Primus)"}
-    )
-    oversample_foreground_percent: float = field(
-        default=0.33, metadata={"help": "share of patches that hold foreground for certain (0 to 1)"}
-    )
-    save_every: int = field(default=50, metadata={"help": "epochs between two checkpoint_latest.pth"})
+    gradual_unfreezing: GradualUnfreezing | None = _field(None, "make the phases from the network's depth")
+    num_iterations_per_epoch: int = _field(250, "updates in an epoch")
+    num_val_iterations_per_epoch: int = _field(50, "validation steps after each epoch")
+    optimizer: Optimizer = _field(Optimizer.sgd, "sgd or adamw")
+    initial_lr: float = _field(1e-3, "peak learning rate")
+    initial_lr_from_scratch: float = _field(1e-2, "the peak with from_scratch")
+    lr_batch: int | None = _field(None, "the effective batch that initial_lr is meant for: it is scaled in proportion")
+    layer_decay: float | None = _field(None, "factor on the rate from a block to the one before it (0 to 1)")
+    weight_decay: float = _field(3e-5, "L2 (sgd) or decoupled (adamw) weight decay")
+    momentum: float = _field(0.99, "momentum of sgd")
+    nesterov: bool = _field(True, "Nesterov momentum for sgd")
+    betas: list[float] = _field([0.9, 0.98], "betas of adamw")
+    poly_exponent: float = _field(0.9, "exponent of the poly curve")
+    gradient_clipping: float = _field(STOCK_GRADIENT_CLIPPING, "largest norm of the gradient")
+    accumulation: int = _field(1, "batches for one update")
+    precision: Precision = _field(Precision.fp16, "fp16, bf16 or off: mixed precision")
+    channels_last: bool = _field(False, "memory layout with the channels last")
+    gradient_checkpointing: bool = _field(False, "compute activations again in the backward pass: less memory, slower")
+    ema: float | None = _field(None, "decay of the moving average of the weights that is validated and saved")
+    drop_path: float | None = _field(None, "stochastic depth of a Primus; none: as its architecture says")
+    deep_supervision: bool = _field(False, "loss on lower resolutions of a U-Net's decoder too (not for Primus)")
+    mirroring: bool = _field(True, "mirror images in training and in inference")
+    oversample_foreground_percent: float = _field(0.33, "share of patches that hold foreground for certain (0 to 1)")
+    loss: Loss = _field(Loss.default, "default (nnU-Net's), ce, dice, topk, focal or marginal")
+    lora: Lora | None = _field(None, "train low-rank adapters in place of the weights")
+    early_stop: int | None = _field(None, "epochs of the last phase without a new best pseudo Dice before it ends")
+    seed: int | None = _field(None, "of the random numbers")
+    save_every: int = _field(50, "epochs between two checkpoint_latest.pth")
+    from_scratch: bool = _field(False, "do not load the pre-trained weights")
 
     def validate(self) -> None:
-        """Refuse values that cannot be trained with; the message names the field."""
-        at_least_one = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "save_every")
+        """Refuse values that cannot be trained with. Raises UserError; the message names the field."""
+        for key, ok, rule in self._rules():
+            if not ok:
+                raise UserError(f"recipe: {key} must be {rule}, not {_value(self, key)}")
+        for phase in self.phases:
+            for part in phase.parts:
+                check_part(part)
+        if any(part == "lora" for phase in self.phases for part in phase.parts) and self.lora is None:
+            raise UserError("recipe: a phase trains lora, but the recipe has none: -r lora, or --set lora.rank=8")
+        phase_lengths(self.phases, self.num_epochs, self.warmup_epochs)
+
+    def _rules(self) -> list[tuple[str, bool, str]]:
+        at_least_one = (
+            "num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "save_every", "accumulation",
+            *(k for k in ("lr_batch", "early_stop") if getattr(self, k) is not None),
+        )  # fmt: skip
         positive = ("initial_lr", "initial_lr_from_scratch", "poly_exponent", "gradient_clipping")
         shares = ("momentum", "oversample_foreground_percent")
-        for key, ok, rule in [
+        rules = [
             *((k, getattr(self, k) >= 1, "at least 1") for k in at_least_one),
             *((k, 0 < getattr(self, k) < math.inf, "a positive number") for k in positive),
             *((k, 0 <= getattr(self, k) <= 1, "between 0 and 1") for k in shares),
             ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or a positive number"),
-            ("warmup_epochs", 0 <= self.warmup_epochs <= self.num_epochs, f"0 to num_epochs ({self.num_epochs})"),
+            ("warmup_epochs", self._warmup_fits(), f"0 to num_epochs ({self.num_epochs})"),
             ("momentum", self.momentum > 0 or not self.nesterov, "above 0 with nesterov"),
-            ("gradient_clipping", self.gradient_clipping <= STOCK_GRADIENT_CLIPPING, "at most 12, nnU-Net's own limit"),
             ("betas", len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers from 0 to below 1"),
-        ]:
-            if not ok:
-                raise UserError(f"recipe: {key} must be {rule}, not {getattr(self, key)}")
+            ("layer_decay", self.layer_decay is None or 0 < self.layer_decay <= 1, "above 0 and at most 1"),
+            ("ema", self.ema is None or 0 < self.ema < 1, "between 0 and 1, both excluded"),
+            ("drop_path", self.drop_path is None or 0 <= self.drop_path < 1, "from 0 to below 1"),
+            ("seed", self.seed is None or 0 <= self.seed < 2**32, "0 to 4294967295"),
+            ("phases", bool(self.phases), "a list with at least one phase"),
+        ]
+        if self.gradual_unfreezing is not None:
+            rules += [
+                ("gradual_unfreezing.depth", self.gradual_unfreezing.depth >= -1, "-1 (all blocks), 0 or more"),
+                (
+                    "gradual_unfreezing.unfreeze_frequency",
+                    self.gradual_unfreezing.unfreeze_frequency >= 1,
+                    "at least 1",
+                ),
+            ]
+        if self.lora is not None:
+            rules += [
+                ("lora.rank", self.lora.rank >= 1, "at least 1"),
+                ("lora.alpha", 0 < self.lora.alpha < math.inf, "a positive number"),
+                ("lora.dropout", 0 <= self.lora.dropout < 1, "from 0 to below 1"),
+                ("lora.targets", bool(self.lora.targets), "a list of at least one part"),
+            ]
+        for index, phase in enumerate(self.phases):
+            key = f"phases.{index}"
+            number = phase.epochs if isinstance(phase.epochs, int) else 1
+            rules += [
+                (f"{key}.epochs", number >= 1, f"at least 1, {REST} or {WARMUP}"),
+                (f"{key}.lr_scale", 0 < phase.lr_scale < math.inf, "a positive number"),
+                (f"{key}.initial_lr", 0 < (phase.initial_lr or 1) < math.inf, "a positive number"),
+                (f"{key}.parts", bool(phase.parts), "a list of at least one part"),
+            ]
+        return rules
+
+    def _warmup_fits(self) -> bool:
+        used = any(phase.epochs == WARMUP for phase in self.phases)
+        return 0 <= self.warmup_epochs <= (self.num_epochs if used else math.inf)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types, every field."""
-        return {k: v.value if isinstance(v, Enum) else v for k, v in dataclasses.asdict(self).items()}
+        plain = _plain(dataclasses.asdict(self))
+        assert isinstance(plain, dict)
+        return plain
 
 
-def recipe_for(
-    family: str,
-    overrides: Sequence[str] = (),
-    *,
-    from_scratch: bool = False,
-    planned: Mapping[str, Any] | None = None,
-) -> Recipe:
-    """The recipe of a new training: the shipped one for an architecture family, what the plan says, the overrides.
-
-    `num_epochs` alone scales the warm-up in proportion (at least one epoch). With `from_scratch` the peak is the
-    recipe's `initial_lr_from_scratch`, unless an override names `initial_lr`.
-
-    Args:
-        family: `cnn` or `primus`.
-        overrides: as `--set` takes them.
-        from_scratch: train without the pre-trained weights.
-        planned: the recipe in a plans file, which a user may have edited.
-
-    Raises:
-        UserError: an unknown key (the nearest is named), a value of the wrong type or out of range.
-    """
-    shipped = "primus" if family == "primus" else "default"
-    text = files("nnunetv2_ext.recipes").joinpath(f"{shipped}.yaml").read_text(encoding="utf-8")
-    recipe = _merged(_merged(Recipe(), OmegaConf.create(text)), OmegaConf.create(_known(dict(planned or {}))))
-    given = _parsed(overrides)
-    if "num_epochs" in given and "warmup_epochs" not in given and recipe.num_epochs > 0:
-        scaled = _merged(recipe, OmegaConf.create({"num_epochs": given["num_epochs"]})).num_epochs
-        share = recipe.warmup_epochs / recipe.num_epochs
-        given["warmup_epochs"] = min(max(1, round(share * scaled)), max(scaled, 0))
-    if from_scratch and "initial_lr" not in given:
-        given["initial_lr"] = given.get("initial_lr_from_scratch", recipe.initial_lr_from_scratch)
-    recipe = _merged(recipe, OmegaConf.create(given))
-    if recipe.deep_supervision and family == "primus":
-        raise UserError("recipe: deep_supervision is for U-Nets; Primus has one output")
-    recipe.validate()
-    return recipe
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list) else value
 
 
-def recipe_from_dict(stored: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe as it was stored in a plan or a fold, with `key=value` overrides on top.
-
-    Raises:
-        UserError: as `recipe_for`.
-    """
-    recipe = _merged(Recipe(), OmegaConf.create(_known(dict(stored))))
-    recipe = _merged(recipe, OmegaConf.create(_parsed(overrides)))
-    recipe.validate()
-    return recipe
-
-
-def _parsed(overrides: Sequence[str]) -> dict[str, Any]:
-    """`key=value` words as a dict with YAML's types."""
-    for word in overrides:
-        key, _, value = word.partition("=")
-        if not key or not value or value == "???":  # OmegaConf's word for a value that is missing
-            raise UserError(f"--set takes key=value, not {word!r}")
-    try:
-        content = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise UserError(f"--set {' '.join(overrides)}: {_first_line(error)}") from error
-    assert isinstance(content, dict)
-    return _known({str(k): v for k, v in content.items()})
-
-
-def _known(content: dict[str, Any]) -> dict[str, Any]:
-    """`content`, if every key is a field of a recipe."""
-    known = [f.name for f in dataclasses.fields(Recipe)]
-    for key in content:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1, cutoff=0.4) or [k for k in known if str(key) in k]
-            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
-            raise UserError(f"recipe: there is no {key}; {hint}")
-    return content
-
-
-def _merged(recipe: Recipe, changes: Any) -> Recipe:
-    try:
-        merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(recipe), changes))
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or getattr(error, "key", "")
-        raise UserError(f"recipe: {key}: {_first_line(error)}") from error
-    assert isinstance(merged, Recipe)
-    return merged
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+def _value(recipe: Recipe, key: str) -> Any:
+    """A field by its dotted name."""
+    value: Any = recipe
+    for part in key.split("."):
+        value = value[int(part)] if part.isdigit() else getattr(value, part)
+    return value

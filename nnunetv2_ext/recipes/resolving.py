@@ -1,0 +1,247 @@
+"""From a recipe's name or file and the user's changes to the recipe of a training."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nnunetv2_ext.errors import UserError
+from nnunetv2_ext.recipes.phases import Phase
+from nnunetv2_ext.recipes.recipe import GradualUnfreezing, Lora, Recipe
+from nnunetv2_ext.recipes.scaling import Blocks, gradually_unfrozen, scaled_to
+from nnunetv2_ext.recipes.trainer_names import TRAINER, named_recipe
+
+_RESENC_L_BLOCKS = Blocks(encoder=6, decoder=5)
+
+
+def shipped_names() -> list[str]:
+    """The recipes of this package, the default ones first."""
+    names = {Path(p.name).stem for p in files("nnunetv2_ext.recipes").iterdir() if p.name.endswith(".yaml")}
+    return sorted(names, key=lambda name: (name not in ("default", "primus"), name))
+
+
+def default_name(family: str) -> str:
+    """The recipe that an architecture family gets unless another one is chosen."""
+    return "primus" if family == "primus" else "default"
+
+
+def shipped(name: str, family: str) -> Recipe:
+    """A recipe of this package as it is for an architecture family.
+
+    Its file is laid over the family's default recipe; what stands below `primus` in it counts for Primus alone.
+
+    Raises:
+        UserError: there is none of this name; the nearest is named.
+    """
+    base = _merged(Recipe(), _content_of(default_name(family), family))
+    return base if name == default_name(family) else _merged(base, _content_of(name, family))
+
+
+def recipe_for(
+    family: str,
+    overrides: Sequence[str] = (),
+    *,
+    from_scratch: bool = False,
+    planned: Mapping[str, Any] | None = None,
+    chosen: str | None = None,
+    trainer: str = TRAINER,
+    blocks: Blocks = _RESENC_L_BLOCKS,
+) -> Recipe:
+    """The recipe of a new training: a shipped one or a file, and the user's changes.
+
+    `num_epochs` alone scales the phases in proportion (`scaling.scaled_to`), unless they are the user's own. From
+    scratch the peak is `initial_lr_from_scratch`, unless an override names `initial_lr`.
+
+    Args:
+        family: `cnn` or `primus`.
+        overrides: as `--set` takes them, `key=value` with dots for what lies deeper.
+        from_scratch: train without the pre-trained weights.
+        planned: the recipe in a plans file, which a user may have edited; counts where none is chosen.
+        chosen: a shipped recipe's name, or the path of a YAML file, which is laid over the family's default.
+        trainer: a name that may stand for a recipe (`trainer_names`).
+        blocks: of the network, for gradual unfreezing.
+
+    Raises:
+        UserError: an unknown key (the nearest is named), a value of the wrong type or out of range, phases that do not
+            fit, something that the architecture has not.
+    """
+    named = named_recipe(trainer)
+    if chosen is not None and not named.is_plain:
+        raise UserError(f"-tr {trainer} is a recipe, and so is -r {chosen}: give one of the two")
+    form = named.form or family
+    recipe = shipped(default_name(form), form)
+    own_phases = False
+    if chosen is not None and is_file(chosen):
+        content = _read(Path(chosen))
+        own_phases = "phases" in content
+        recipe = _completed(_changed(recipe, content, own_phases), content)
+    elif chosen is not None:
+        recipe = shipped(chosen, form)
+    elif not named.is_plain:
+        recipe = shipped(named.chosen or default_name(form), form)
+        recipe = dataclasses.replace(_changed(recipe, _parsed(named.overrides), own_phases), name=trainer)
+    elif planned:
+        content = _known(dict(planned))
+        usual = shipped(content["name"], form) if content.get("name") in shipped_names() else recipe
+        own_phases = "phases" in content and _merged(recipe, content).phases != usual.phases
+        recipe = _completed(_changed(recipe, content, own_phases or "phases" in content), content)
+    given = _parsed(overrides)
+    own_phases |= isinstance(given.get("phases"), list)
+    changed = _completed(_changed(recipe, given, own_phases), given)
+    if changed.gradual_unfreezing is not None and not own_phases:
+        frequency = "unfreeze_frequency" in (given.get("gradual_unfreezing") or {})
+        epochs = changed.num_epochs if "num_epochs" in given else None
+        _check(changed)
+        changed = gradually_unfrozen(changed, blocks, epochs, frequency_is_given=frequency)
+    if from_scratch or changed.from_scratch:
+        changed.from_scratch = True
+        if "initial_lr" not in given:
+            changed.initial_lr = changed.initial_lr_from_scratch
+    _check(changed)
+    _check_family(changed, family)
+    return changed
+
+
+def recipe_from_dict(stored: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe as it was stored in a plan or a fold, with `key=value` overrides on top and nothing scaled.
+
+    Raises:
+        UserError: as `recipe_for`.
+    """
+    recipe = _merged(Recipe(), _known(dict(stored)))
+    recipe = _changed(recipe, _parsed(overrides), own_phases=True)
+    _check(recipe)
+    return recipe
+
+
+def is_file(chosen: str) -> bool:
+    """Whether `-r` means a file rather than a name."""
+    return chosen.endswith((".yaml", ".yml")) or "/" in chosen
+
+
+def as_yaml(recipe: Recipe) -> str:
+    """The whole recipe, as `-r FILE.yaml` reads it."""
+    return yaml.safe_dump(recipe.as_dict(), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _content_of(name: str, family: str) -> dict[str, Any]:
+    if name not in shipped_names():
+        close = difflib.get_close_matches(name, shipped_names(), n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(shipped_names())}, or give a .yaml file"
+        raise UserError(f"there is no recipe {name!r} (-r); {hint}")
+    content = yaml.safe_load(files("nnunetv2_ext.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8"))
+    of_primus = content.pop("primus", {})
+    return {**content, **(of_primus if family == "primus" else {})}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = OmegaConf.to_container(OmegaConf.create(content), resolve=True)  # 1e-3 is a number, ${key} its value
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path} (-r)") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
+        raise UserError(f"{path} (-r) cannot be read as YAML: {_first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} (-r) is not a recipe: it holds no keys, such as num_epochs: 150")
+    content = {str(k): v for k, v in content.items()}
+    return _known({"name": path.stem, **content})
+
+
+def _completed(recipe: Recipe, content: Mapping[str, Any]) -> Recipe:
+    """Phases of a user's own that all say their length say how long the training is."""
+    own = isinstance(content.get("phases"), list) and "num_epochs" not in content
+    if own and all(isinstance(phase.epochs, int) for phase in recipe.phases):
+        return dataclasses.replace(recipe, num_epochs=sum(p.epochs for p in recipe.phases), warmup_epochs=0)
+    return recipe
+
+
+def _changed(recipe: Recipe, changes: Mapping[str, Any], own_phases: bool) -> Recipe:
+    if "num_epochs" in changes and not own_phases and recipe.num_epochs > 0:
+        num_epochs = _merged(recipe, {"num_epochs": changes["num_epochs"]}).num_epochs
+        if num_epochs >= 1:
+            recipe = scaled_to(recipe, num_epochs, warmup_is_given="warmup_epochs" in changes)
+    return _merged(recipe, changes)
+
+
+def _check(recipe: Recipe) -> None:
+    recipe.validate()
+    trained = {part for phase in recipe.phases for part in phase.parts}
+    if recipe.from_scratch and trained <= {"decoder", "head", "adapted_input_projection", "lora"}:
+        raise UserError(f"recipe: {recipe.name} never trains the encoder, which makes no sense with from_scratch")
+
+
+def _check_family(recipe: Recipe, family: str) -> None:
+    if recipe.deep_supervision and family == "primus":
+        raise UserError("recipe: deep_supervision is for U-Nets; Primus has one output")
+    if recipe.drop_path and family != "primus":
+        raise UserError("recipe: drop_path is for Primus, and this plan's network is a U-Net: --set drop_path=0")
+
+
+def _parsed(overrides: Sequence[str]) -> dict[str, Any]:
+    """`key=value` words as a dict with YAML's types, nested where a key has dots."""
+    for word in overrides:
+        key, _, value = word.partition("=")
+        if not key or not value or value == "???":  # OmegaConf's word for a value that is missing
+            raise UserError(f"--set takes key=value, not {word!r}")
+    try:
+        content = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(f"--set {' '.join(overrides)}: {_first_line(error)}") from error
+    assert isinstance(content, dict)
+    return _known({str(k): v for k, v in content.items()})
+
+
+def _known(content: dict[str, Any]) -> dict[str, Any]:
+    """`content`, if every key is a field of a recipe."""
+    _check_keys(content, Recipe, "")
+    for key, kind in (("gradual_unfreezing", GradualUnfreezing), ("lora", Lora)):
+        if isinstance(content.get(key), dict):
+            _check_keys(content[key], kind, f"{key}.")
+    phases = content.get("phases")
+    for phase in phases if isinstance(phases, list) else phases.values() if isinstance(phases, dict) else ():
+        if isinstance(phase, dict):
+            _check_keys(phase, Phase, "phases.")
+    return content
+
+
+def _check_keys(content: Mapping[Any, Any], kind: type, where: str) -> None:
+    known = [f.name for f in dataclasses.fields(kind)]
+    for key in map(str, content):
+        if key not in known:
+            close = [k for k in known if key in k] or difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+            raise UserError(f"recipe: there is no {where}{key}; {hint}")
+
+
+def _merged(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    changes = dict(changes)
+    phases = changes.pop("phases", None)
+    single = phases if isinstance(phases, dict) else {}  # --set phases.0.initial_lr=1e-4
+    if phases is not None and not single:
+        changes["phases"] = phases
+    try:
+        config = OmegaConf.merge(OmegaConf.structured(recipe), OmegaConf.create(changes))
+        assert isinstance(config, DictConfig)
+        for index, change in single.items():
+            if not str(index).isdigit() or int(index) >= len(recipe.phases):
+                raise UserError(f"recipe: there is no phases.{index}; the recipe has 0 to {len(recipe.phases) - 1}")
+            config.phases[int(index)] = OmegaConf.merge(config.phases[int(index)], change)
+        merged = OmegaConf.to_object(config)
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        key = getattr(error, "full_key", None) or getattr(error, "key", None) or ", ".join(map(str, changes))
+        raise UserError(f"recipe: {key}: {_first_line(error)}") from error
+    assert isinstance(merged, Recipe)
+    return merged
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
