@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunetv2_ext.cli._command import Parser, run
+
+if TYPE_CHECKING:
+    from nnunetv2_ext.training.recipe_choice import RecipeOptions
 
 DESCRIPTION = """\
 Fine-tune a pre-trained network on a dataset that nnUNetv2_preprocess_like_nnssl or nnUNetv2_plan_like_dynamic has
@@ -32,7 +35,6 @@ def parser() -> Parser:
     p.add_argument(
         "-p",
         dest="plans",
-        required=True,
         metavar="PLANS",
         help="the plan, by either of its names (ptPlans__NAME____Spacing__... or ptPlans_NAME_Spacing_...)",
     )
@@ -41,7 +43,20 @@ def parser() -> Parser:
         dest="trainer",
         default=TRAINER,
         metavar="TRAINER",
-        help=f"{TRAINER} (default) or DynamicPretrainedTrainer: names the results folder",
+        help=f"names the results folder: {TRAINER} (default), DynamicPretrainedTrainer, or a trainer of the nnssl fork "
+        "(PretrainedTrainer_150ep, ...), which means its recipe",
+    )
+    p.add_argument(
+        "-r",
+        dest="recipe",
+        metavar="RECIPE",
+        help="how to train: a recipe's name (--list_recipes) or a YAML file (default: the architecture's)",
+    )
+    p.add_argument(
+        "-rn",
+        dest="run_name",
+        metavar="NAME",
+        help="added to the plans name of the results (default: the recipe's name where it is not the default one)",
     )
     p.add_argument(
         "--set",
@@ -53,6 +68,8 @@ def parser() -> Parser:
         help="change the recipe: num_epochs=, num_iterations_per_epoch=, num_val_iterations_per_epoch=, "
         "warmup_epochs=, initial_lr=, weight_decay=, deep_supervision=, ...",
     )
+    p.add_argument("--list_recipes", action="store_true", help="list the recipes and stop; needs nothing else")
+    p.add_argument("--print_recipe", action="store_true", help="print the whole recipe as YAML and stop")
     p.add_argument(
         "--from_scratch",
         action="store_true",
@@ -71,6 +88,14 @@ def parser() -> Parser:
     p.add_argument("--val", dest="only_validate", action="store_true", help="only validate a finished training")
     p.add_argument("--val_best", dest="validate_best", action="store_true", help="validate with checkpoint_best")
     p.add_argument("--disable_checkpointing", action="store_true", help="write no checkpoints")
+    p.add_argument(
+        "-logger",
+        dest="loggers",
+        nargs="+",
+        default=[],
+        metavar="LOGGER",
+        help="tensorboard and/or wandb, beside nnU-Net's own log",
+    )
     p.add_argument("--verbose", action="store_true", help="tracebacks of errors")
     return p  # fmt: skip
 
@@ -82,9 +107,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(p: Parser, args: argparse.Namespace) -> None:
+    if args.list_recipes:
+        from nnunetv2_ext.recipes.listing import list_recipes
+
+        print(list_recipes())
+        return
+    if args.print_recipe:
+        from nnunetv2_ext.training.recipe_choice import recipe_as_text
+
+        dataset = args.dataset_pos if args.dataset is None else args.dataset
+        print(recipe_as_text(_recipe_options(args), dataset, args.plans), end="")
+        return
     dataset = _one_of(p, "dataset (-d)", args.dataset_pos, args.dataset)
     configuration = _one_of(p, "configuration (-c)", args.configuration_pos, args.configuration)
     folds = _one_of(p, "fold (-f)", args.fold_pos and [args.fold_pos], args.folds)
+    if args.plans is None:
+        p.error("the following arguments are required: -p")
     if args.device == "cpu":
         # before torch is imported: threads that spin while they wait starve everything else on the same cores
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -98,12 +136,23 @@ def _run(p: Parser, args: argparse.Namespace) -> None:
         validate_best=args.validate_best,
         save_probabilities=args.npz,
         disable_checkpointing=args.disable_checkpointing,
-        from_scratch=args.from_scratch,
-        overrides=tuple(args.overrides),
+        recipe=_recipe_options(args),
         checkpoint=args.checkpoint,
-        trainer=args.trainer,
+        loggers=tuple(args.loggers),
     )
     train(dataset, configuration, folds, args.plans, options)
+
+
+def _recipe_options(args: argparse.Namespace) -> RecipeOptions:
+    from nnunetv2_ext.training.recipe_choice import RecipeOptions
+
+    return RecipeOptions(
+        recipe=args.recipe,
+        run_name=args.run_name,
+        overrides=tuple(args.overrides),
+        from_scratch=args.from_scratch,
+        trainer=args.trainer,
+    )
 
 
 def _one_of(p: Parser, what: str, by_position: object, by_name: object) -> Any:

@@ -18,8 +18,8 @@ _NORMALIZATION_LETTERS = {
 }
 
 
-def check_pretraining_name(name: str) -> str:
-    """`-n`: letters, digits, `-`, `.` and single underscores between them.
+def check_pretraining_name(name: str, *, flag: str = "-n") -> str:
+    """`-n`, `-rn`: letters, digits, `-`, `.` and single underscores between them.
 
     Stock nnU-Net commands split the names of results folders at double underscores.
 
@@ -28,7 +28,7 @@ def check_pretraining_name(name: str) -> str:
     """
     if not _NAME.fullmatch(name) or set(name) <= {"."}:
         raise UserError(
-            f"the name {name!r} (-n) becomes part of file and folder names: use letters, digits, '-', '.' and single "
+            f"the name {name!r} ({flag}) becomes part of file and folder names: use letters, digits, '-', '.' and single "
             "underscores between them"
         )
     return name

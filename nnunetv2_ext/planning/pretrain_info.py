@@ -140,14 +140,19 @@ def rehearse_transfer(
     Raises:
         UserError: as `plan_transfer` and `Transfer.value`.
     """
-    configuration = plan["configurations"][CONFIGURATION]
-    num_channels = len(configuration["normalization_schemes"])
-    network = build_on_meta_device(configuration["architecture"], num_channels, _num_outputs(plan, dataset_json))
+    network = network_without_values(plan, dataset_json)
     release = page_releaser(path)
     transfer = recorded_transfer(plan, network, weights, release)
     for _ in transfer.values():
         release()
     return transfer.report
+
+
+def network_without_values(plan: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> nn.Module:
+    """A plan's network for its dataset on the meta device. Raises UserError as `build_on_meta_device`."""
+    configuration = plan["configurations"][CONFIGURATION]
+    num_channels = len(configuration["normalization_schemes"])
+    return build_on_meta_device(configuration["architecture"], num_channels, _num_outputs(plan, dataset_json))
 
 
 def recorded_transfer(

@@ -16,7 +16,7 @@ from nnunetv2_ext.nnunet_folders import CONFIGURATION
 from nnunetv2_ext.planning import names
 from nnunetv2_ext.planning.modes import TargetSpacing, no_resampling_functions
 from nnunetv2_ext.planning.pretrain_info import TransferOptions, keys_in, pretrain_info, rehearse_transfer
-from nnunetv2_ext.recipes.recipe import recipe_for
+from nnunetv2_ext.recipes.resolving import recipe_for
 from nnunetv2_ext.transfer.report import TransferReport
 
 ZSCORE = "zscore"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 
+from nnunetv2_ext.checkpoints.safe_globals import harmless_types
+from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.files import whole_or_absent
 
 INFERENCE_TRAINER = "nnUNetTrainer"
@@ -31,3 +36,23 @@ def save_whole(checkpoint: dict[str, Any], path: Path) -> None:
     """Write a checkpoint under a temporary name, flush it to disk and rename it: `path` is never a part of a file."""
     with whole_or_absent(path) as temporary:
         torch.save(checkpoint, temporary)
+
+
+@contextmanager
+def read_training_checkpoint(path: Path | str, device: torch.device) -> Iterator[dict[str, Any]]:
+    """A checkpoint of a training to continue, as data; no code in it is run.
+
+    Args:
+        path: the file.
+        device: where its tensors go.
+
+    Raises:
+        UserError: the file is not whole, or (inside the `with`) what it holds does not fit.
+    """
+    try:
+        with torch.serialization.safe_globals(harmless_types()):
+            checkpoint = torch.load(path, map_location=device, weights_only=True)
+        yield checkpoint
+    except (RuntimeError, KeyError, EOFError, ValueError, OSError, UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} cannot be continued from: {reason}") from error

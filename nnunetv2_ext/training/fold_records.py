@@ -19,6 +19,7 @@ from nnunetv2_ext.transfer.report import FRESH, TensorRecord, TransferReport
 FINETUNING_FILE = "finetuning.json"
 TRANSFER_FILE = "transfer_report.json"
 TRANSFER_FIGURE = "transfer_report.png"
+ADAPTER_FOLDER = "adapter"
 _PACKAGES = ("nnunetv2-ext", "nnunetv2", "torch", "dynamic-network-architectures", "batchgenerators", "numpy")
 
 
@@ -33,16 +34,24 @@ def write_transfer_report(folder: Path, report: TransferReport | None, network: 
     draw_transfer(report, folder / TRANSFER_FIGURE)
 
 
-def write_finetuning(folder: Path, recipe: Recipe, plans: Mapping[str, Any], from_scratch: bool) -> None:
-    """Write `finetuning.json`: the resolved recipe, package versions and the checkpoint's identity."""
+def write_finetuning(folder: Path, recipe: Recipe, plans: Mapping[str, Any], trainable_parameters: int) -> None:
+    """Write `finetuning.json`: the resolved recipe, package versions and the checkpoint's identity.
+
+    Args:
+        folder: the fold's.
+        recipe: resolved.
+        plans: a ptPlan.
+        trainable_parameters: the largest number that train at a time.
+    """
     info = plans.get("pretrain_info", {})
     write_json(
         folder / FINETUNING_FILE,
         {
             "plans_name": plans["plans_name"],
-            "from_scratch": from_scratch,
+            "from_scratch": recipe.from_scratch,
             "recipe": recipe.as_dict(),
-            "checkpoint": None if from_scratch else {
+            "trainable_parameters": trainable_parameters,
+            "checkpoint": None if recipe.from_scratch else {
                 k: info.get(k)
                 for k in ("checkpoint_path", "checkpoint_source", "checkpoint_sha256", "hub_repo", "hub_revision")
             },

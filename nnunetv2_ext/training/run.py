@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_ext.architectures.presets import family
 from nnunetv2_ext.checkpoints.reading import read_network_weights
 from nnunetv2_ext.checkpoints.sources import locate_recorded_checkpoint
 from nnunetv2_ext.errors import UserError
@@ -26,11 +26,11 @@ from nnunetv2_ext.nnunet_folders import (
     preprocessed_folder,
     read_json,
 )
-from nnunetv2_ext.planning.names import FROM_SCRATCH_SUFFIX
 from nnunetv2_ext.planning.plan_files import read_plan
-from nnunetv2_ext.planning.pretrain_info import rehearse_transfer
-from nnunetv2_ext.recipes.recipe import recipe_for, recipe_from_dict
+from nnunetv2_ext.planning.pretrain_info import network_without_values, rehearse_transfer
+from nnunetv2_ext.recipes.resolving import recipe_from_dict
 from nnunetv2_ext.training.fold_records import stored_recipe
+from nnunetv2_ext.training.loggers import add_loggers, check_loggers, disable, enable
 from nnunetv2_ext.training.readiness import (
     check_cases,
     check_device,
@@ -39,10 +39,14 @@ from nnunetv2_ext.training.readiness import (
     parse_folds,
     set_aside_previous_run,
 )
-
-TRAINER = "PretrainedTrainer"
-TRAINERS = (TRAINER, "DynamicPretrainedTrainer")
-"""The names that `-tr` takes; the results folder carries the one given."""
+from nnunetv2_ext.training.recipe_choice import (
+    RecipeOptions,
+    check_recipe,
+    check_several_gpus,
+    refuse_another_recipe,
+    requested_recipe,
+    run_suffix,
+)
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,9 @@ class TrainingOptions:
         validate_best: `--val_best`.
         save_probabilities: `--npz`.
         disable_checkpointing: `--disable_checkpointing`.
-        from_scratch: `--from_scratch`.
-        overrides: `--set`.
+        recipe: how to train.
         checkpoint: `-overwrite_ckpt_path`, any source.
-        trainer: `-tr`, one of `TRAINERS`.
+        loggers: `-logger`.
     """
 
     device: str = "cuda"
@@ -70,17 +73,14 @@ class TrainingOptions:
     validate_best: bool = False
     save_probabilities: bool = False
     disable_checkpointing: bool = False
-    from_scratch: bool = False
-    overrides: tuple[str, ...] = ()
+    recipe: RecipeOptions = RecipeOptions()  # noqa: RUF009  frozen
     checkpoint: str | None = None
-    trainer: str = TRAINER
+    loggers: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Refuse combinations that make no sense. Raises UserError."""
-        if self.trainer not in TRAINERS:
-            raise UserError(
-                f"-tr takes {' or '.join(TRAINERS)}, not {self.trainer!r}: the architecture and --set decide the rest"
-            )
+        self.recipe.check()
+        check_loggers(self.loggers)
         if self.continue_training and self.only_validate:
             raise UserError("--c continues a training and --val only validates a finished one: give one of the two")
         if self.validate_best and self.disable_checkpointing:
@@ -118,26 +118,31 @@ def train(dataset: str, configuration: str, folds: Sequence[str], plans: str, op
     name = dataset_name(dataset)
     folder = preprocessed_folder(name)
     plan, long_name = read_plan(folder, plans)
-    if options.from_scratch and not plan["plans_name"].endswith(FROM_SCRATCH_SUFFIX):
-        plan["plans_name"] += FROM_SCRATCH_SUFFIX
-        long_name += FROM_SCRATCH_SUFFIX
-        plan["finetuning"] = {**(plan.get("finetuning") or {}), "from_scratch": True}
     dataset_json = read_json(folder / "dataset.json")
     check_plan(plan)
     check_cases(folder, name, plan, dataset_json, fold_list)
-    results = nnunet_folder("nnUNet_results") / name
+    trainer, resumes = options.recipe.trainer, options.continue_training or options.only_validate
+    network = network_without_values(plan, dataset_json)
+    recipe = requested_recipe(plan, network, options.recipe)
+    check_recipe(recipe, network, PlansManager(plan).get_label_manager(dataset_json), dataset_json)
+    check_several_gpus(recipe, options.num_gpus)
     if plan["configurations"][CONFIGURATION]["batch_size"] < options.num_gpus:
         raise UserError(f"-num_gpus {options.num_gpus} is more than the plan's batch size: plan with a larger -bs")
-    model_folder = results / f"{options.trainer}__{plan['plans_name']}__{CONFIGURATION}"
-    check_results_folder(model_folder, plan, fold_list, continues=options.continue_training or options.only_validate)
+    suffix = run_suffix(plan, recipe, options.recipe)
+    plan["plans_name"] += suffix
+    plan["finetuning"] = {"trainer": trainer, "from_scratch": recipe.from_scratch, "recipe": recipe.as_dict()}
+    model_folder = nnunet_folder("nnUNet_results") / name / f"{trainer}__{plan['plans_name']}__{CONFIGURATION}"
+    check_results_folder(model_folder, plan, fold_list, continues=resumes)
+    if not resumes or options.recipe.recipe is not None:
+        refuse_another_recipe(model_folder, recipe, fold_list)
     jobs = [
         FoldJob(_training_plan(plan, dataset_json, model_folder / f"fold_{fold}", options), dataset_json, fold, options)
         for fold in fold_list
     ]
 
-    _write_for_stock_commands(folder, plan, replace=options.from_scratch)
+    _write_for_stock_commands(folder, plan, replace=bool(suffix))
     model_folder.mkdir(parents=True, exist_ok=True)
-    _link_long_name(model_folder, f"{options.trainer}__{long_name}__{CONFIGURATION}")
+    _link_long_name(model_folder, f"{trainer}__{long_name}{suffix}__{CONFIGURATION}")
     _set_threads(options.device)
     for job in jobs:
         fold_folder = model_folder / f"fold_{job.fold}"
@@ -151,46 +156,39 @@ def train(dataset: str, configuration: str, folds: Sequence[str], plans: str, op
     device = "" if options.device == "cuda" else f" -device {options.device}"
     print(
         f"\nModel: {model_folder}\nNext:\n  nnUNetv2_predict -i INPUT_FOLDER -o OUTPUT_FOLDER -d {dataset_id(name)} "
-        f"-c {CONFIGURATION} -f {' '.join(map(str, fold_list))} -p {plan['plans_name']} -tr {options.trainer}{device}"
+        f"-c {CONFIGURATION} -f {' '.join(map(str, fold_list))} -p {plan['plans_name']} -tr {trainer}{device}"
     )
 
 
 def _training_plan(
     plan: dict[str, Any], dataset_json: dict[str, Any], fold_folder: Path, options: TrainingOptions
 ) -> dict[str, Any]:
-    """The plan as the trainer gets it: with the recipe, and with the checkpoint where it lies on this machine.
+    """The plan as the trainer gets it: with the fold's recipe, and with the checkpoint where it lies on this machine.
 
     A checkpoint that the network will be started from is rehearsed: a plan that was edited may not fit it any more.
     """
     plan = copy.deepcopy(plan)
-    finetuning = plan.get("finetuning") or {}
-    from_scratch = options.from_scratch or bool(finetuning.get("from_scratch"))
     resumes = options.continue_training or options.only_validate
     stored = stored_recipe(fold_folder) if resumes else None
     if stored:
-        recipe = recipe_from_dict(stored, options.overrides)
-    else:
-        architecture = plan["configurations"][CONFIGURATION]["architecture"]
-        recipe = recipe_for(
-            family(architecture), options.overrides, from_scratch=from_scratch, planned=finetuning.get("recipe")
-        )
+        recipe = recipe_from_dict(stored, options.recipe.overrides)
+        plan["finetuning"] |= {"from_scratch": recipe.from_scratch, "recipe": recipe.as_dict()}
     has_checkpoint = any(fold_folder.glob("checkpoint_*.pth"))
     if options.only_validate and not (fold_folder / "checkpoint_final.pth").is_file():
         raise UserError(
             f"--val needs a finished training, and {fold_folder} has no checkpoint_final.pth: --c continues it"
         )
-    if not from_scratch and not (resumes and has_checkpoint):
+    if not plan["finetuning"]["from_scratch"] and not (resumes and has_checkpoint):
         file = locate_recorded_checkpoint(plan["pretrain_info"], options.checkpoint)
         plan["pretrain_info"]["checkpoint_path"] = str(file.path)
         rehearse_transfer(plan, dataset_json, read_network_weights(file), file.path)
-    plan["finetuning"] = {"trainer": options.trainer, "from_scratch": from_scratch, "recipe": recipe.as_dict()}
     return plan
 
 
 def _write_for_stock_commands(folder: Path, plan: dict[str, Any], *, replace: bool) -> None:
     """Stock commands read the plan under its inner name, where plans of the fork and from scratch are not yet.
 
-    `replace`: a from-scratch plan follows the plan that it is derived from.
+    `replace`: a plan with a recipe's name follows the plan that it is derived from.
     """
     path = folder / f"{plan['plans_name']}.json"
     if replace or not path.is_file():
@@ -227,7 +225,11 @@ def _train_fold(job: FoldJob) -> None:
 
     options = job.options
     plans = {**copy.deepcopy(job.plan), "continue_training": options.continue_training}
-    trainer = trainer_class(options.trainer)(
+    if options.only_validate or _rank() > 0:
+        disable()
+    else:
+        enable(options.loggers)
+    trainer = trainer_class(options.recipe.trainer)(
         plans, CONFIGURATION, job.fold, job.dataset_json, torch.device(options.device)
     )
     trainer.disable_checkpointing = options.disable_checkpointing
@@ -236,10 +238,17 @@ def _train_fold(job: FoldJob) -> None:
         cudnn.deterministic = False
         cudnn.benchmark = True
     if not options.only_validate:
+        if _rank() == 0:
+            config = {"recipe": trainer.recipe.as_dict(), "plans": plans["plans_name"], "fold": job.fold}
+            add_loggers(trainer.logger, options.loggers, Path(trainer.output_folder), trainer.current_epoch, config)
         trainer.run_training()
     if options.validate_best:
         trainer.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_best.pth"))
     trainer.perform_actual_validation(options.save_probabilities)
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
 def _set_threads(device: str) -> None:

@@ -16,7 +16,7 @@ from nnunetv2_ext.planning.data_settings import settings_that_shape_data
 from nnunetv2_ext.planning.dynamic_plan import DynamicPlanOptions, make_dynamic_plan
 from nnunetv2_ext.planning.names import dynamic_file_stem
 from nnunetv2_ext.planning.pretrain_info import TransferOptions
-from nnunetv2_ext.recipes.recipe import recipe_for
+from nnunetv2_ext.recipes.resolving import recipe_for
 from tests.planning.networks import built, configuration_of
 from tests.planning.test_pretrained_plan import FORK_KEYS
 from tests.planning.variants import OLD_ARCHITECTURE_KEYS, old_plan, residual_base_plan

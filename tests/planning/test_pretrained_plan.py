@@ -23,7 +23,7 @@ from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.planning.modes import TargetSpacing, target_spacing
 from nnunetv2_ext.planning.pretrain_info import TransferOptions
 from nnunetv2_ext.planning.pretrained_plan import PlanOptions, make_plan
-from nnunetv2_ext.recipes.recipe import recipe_for
+from nnunetv2_ext.recipes.resolving import recipe_for
 from tests.conftest import Workplace
 from tests.planning.networks import built, configuration_of
 from tests.planning.variants import pretrained_with

@@ -10,7 +10,7 @@ import torch
 
 from nnunetv2_ext.architectures.presets import family as family_of
 from nnunetv2_ext.nnunet_folders import read_json
-from nnunetv2_ext.recipes.recipe import recipe_for
+from nnunetv2_ext.recipes.resolving import recipe_for
 from nnunetv2_ext.training.trainer import PretrainedTrainer, trainer_class
 from tests.conftest import DATASET, Model
 

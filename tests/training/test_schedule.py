@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnunetv2_ext.recipes.recipe import recipe_for
+from nnunetv2_ext.recipes.resolving import recipe_for
 from nnunetv2_ext.training.schedule import EpochSchedule, learning_rate
 
 
