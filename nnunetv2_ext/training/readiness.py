@@ -51,7 +51,7 @@ def parse_folds(folds: Sequence[str]) -> list[int | str]:
 
 def check_cases(
     folder: Path, dataset: str, plan: Mapping[str, Any], dataset_json: Mapping[str, Any], folds: Sequence[int | str]
-) -> None:
+) -> list[str]:
     """Refuse to train on an incomplete folder of cases, or a fold that the split does not have.
 
     nnU-Net freezes `splits_final.json` from whatever cases exist at the first training, and makes up a random split
@@ -63,6 +63,9 @@ def check_cases(
         plan: a ptPlan.
         dataset_json: the dataset's description.
         folds: from `parse_folds`.
+
+    Returns:
+        The names of all cases.
 
     Raises:
         UserError: says which cases or folds are missing, and what to run.
@@ -96,6 +99,7 @@ def check_cases(
                 f"{folder / SPLITS_FILE} names cases in fold {fold} that are not in {data_folder}: "
                 f"{', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}"
             )
+    return cases
 
 
 def check_plan(plan: Mapping[str, Any]) -> None:

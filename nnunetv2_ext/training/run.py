@@ -120,11 +120,11 @@ def train(dataset: str, configuration: str, folds: Sequence[str], plans: str, op
     plan, long_name = read_plan(folder, plans)
     dataset_json = read_json(folder / "dataset.json")
     check_plan(plan)
-    check_cases(folder, name, plan, dataset_json, fold_list)
+    cases = check_cases(folder, name, plan, dataset_json, fold_list)
     trainer, resumes = options.recipe.trainer, options.continue_training or options.only_validate
     network = network_without_values(plan, dataset_json)
     recipe = requested_recipe(plan, network, options.recipe)
-    check_recipe(recipe, network, PlansManager(plan).get_label_manager(dataset_json), dataset_json)
+    check_recipe(recipe, network, PlansManager(plan).get_label_manager(dataset_json), dataset_json, cases)
     check_several_gpus(recipe, options.num_gpus)
     if plan["configurations"][CONFIGURATION]["batch_size"] < options.num_gpus:
         raise UserError(f"-num_gpus {options.num_gpus} is more than the plan's batch size: plan with a larger -bs")

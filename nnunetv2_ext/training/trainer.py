@@ -206,7 +206,8 @@ class PretrainedTrainer(nnUNetTrainer):
         """As nnU-Net; with a seed every epoch begins with random numbers of its own, stopped and continued or not."""
         super().on_epoch_start()
         if self.recipe.seed is not None:
-            seeds.seed_all(self.recipe.seed + 1 + self.current_epoch)
+            # ranks draw different batches; no epoch of one has the numbers of another's
+            seeds.seed_all(self.recipe.seed + 1 + self.current_epoch + self.local_rank * self.num_epochs)
 
     def on_train_epoch_start(self) -> None:
         """As nnU-Net, in the epoch's phase; the learning rate in full: nnU-Net's log rounds 2e-06 to 0."""

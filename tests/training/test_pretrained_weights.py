@@ -17,8 +17,8 @@ from nnunetv2_ext.checkpoints.sources import resolve_checkpoint_source
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.planning.dynamic_plan import DynamicPlanOptions, make_dynamic_plan
 from nnunetv2_ext.planning.pretrain_info import TransferOptions
+from nnunetv2_ext.recipes.trainer_names import DYNAMIC_TRAINER, TRAINER
 from nnunetv2_ext.training.pretrained_weights import load_pretrained_weights
-from nnunetv2_ext.training.run import TRAINERS
 from nnunetv2_ext.training.trainer import PretrainedTrainer, trainer_class
 from nnunetv2_ext.transfer.loading import TransferMismatchError
 from tests.conftest import Model, StockModel
@@ -100,7 +100,7 @@ def test_another_file_under_the_recorded_path_is_refused(
         trainer.initialize()
 
 
-@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("name", [TRAINER, DYNAMIC_TRAINER, "PretrainedTrainer_150ep"])
 def test_the_results_folder_has_the_trainers_name_and_checkpoints_name_nnunets(
     name: str, planned_resenc: Model, make_trainer: MakeTrainer
 ) -> None:
@@ -115,8 +115,11 @@ def test_the_results_folder_has_the_trainers_name_and_checkpoints_name_nnunets(
 
 
 def test_both_names_are_the_same_trainer() -> None:
-    assert [trainer_class(name).__name__ for name in TRAINERS] == ["PretrainedTrainer", "DynamicPretrainedTrainer"]
-    assert all(issubclass(trainer_class(name), PretrainedTrainer) for name in TRAINERS)
+    assert [trainer_class(name).__name__ for name in (TRAINER, DYNAMIC_TRAINER)] == [
+        TRAINER,
+        "DynamicPretrainedTrainer",
+    ]
+    assert all(issubclass(trainer_class(name), PretrainedTrainer) for name in (TRAINER, DYNAMIC_TRAINER))
 
 
 class TestDynamicPlan:
