@@ -21,6 +21,7 @@ FLAGS_STAND_IN = {
     "inspect_pretrained_checkpoint": "inspect_and_convert.md",
     "convert_pretrained_checkpoint": "inspect_and_convert.md",
     "train_pretrained": "training.md",
+    "compare_finetuning": "comparison.md",
 }
 
 

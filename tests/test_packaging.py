@@ -26,6 +26,7 @@ COMMANDS = (
     "nnUNetv2_inspect_pretrained_checkpoint",
     "nnUNetv2_convert_pretrained_checkpoint",
     "nnUNetv2_train_pretrained",
+    "nnUNetv2_compare_finetuning",
 )
 
 

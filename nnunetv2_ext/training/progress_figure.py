@@ -63,7 +63,7 @@ def _png(pixels: np.ndarray) -> bytes:
     rows[0, 1:] = flat[0]
     np.subtract(flat[1:], flat[:-1], out=rows[1:, 1:])
     compressor = zlib.compressobj(strategy=zlib.Z_RLE)
-    content = compressor.compress(rows) + compressor.flush()
+    content = compressor.compress(rows.data) + compressor.flush()
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB, not interlaced
     chunks = ((b"IHDR", header), (b"IDAT", content), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -99,7 +99,7 @@ def draw_panel(rates: Sequence[float], spans: Sequence[Span], width: int, frame:
         return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")  # type: ignore[attr-defined]
 
 
-def _style(seaborn: Any) -> dict[str, Any]:
+def _style(seaborn: Any) -> Any:
     """What `seaborn.set(font_scale=2.5)` of nnU-Net sets for the whole process."""
     return {**seaborn.axes_style("darkgrid"), **seaborn.plotting_context("notebook", font_scale=_FONT_SCALE)}
 

@@ -21,6 +21,7 @@ FLAGS = {
     "convert_pretrained_checkpoint": "-pc -o -arch -spacing -patch_size -channels -key_to_encoder -key_to_stem "
     "-keys_to_in_proj -key_to_lpe",
     "train_pretrained": "-d -c -f -p -tr --set --from_scratch -overwrite_ckpt_path --c --val --npz -device",
+    "compare_finetuning": "-d -c -p -tr -o",
 }
 
 
