@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from nnunetv2_ext.architectures.presets import family
@@ -16,15 +14,9 @@ from nnunetv2_ext.recipes.recipe import Loss, Precision, Recipe
 from nnunetv2_ext.recipes.resolving import as_yaml, recipe_for, recipe_from_dict
 from nnunetv2_ext.training import seeds
 from nnunetv2_ext.training.average import WeightAverage
-from nnunetv2_ext.training.checkpoint_files import (
-    INFERENCE_TRAINER,
-    read_training_checkpoint,
-    save_whole,
-    without_numpy,
-)
 from nnunetv2_ext.training.fold_records import ADAPTER_FOLDER, write_finetuning, write_transfer_report
 from nnunetv2_ext.training.gradients import backward, backward_as_one_batch, take_step
-from nnunetv2_ext.training.lora import merged_state_dict, save_adapter
+from nnunetv2_ext.training.lora import save_adapter
 from nnunetv2_ext.training.losses import is_mean_over_samples, make_loss
 from nnunetv2_ext.training.marginal import read_merged_classes, tell_cases
 from nnunetv2_ext.training.network_setup import set_up, unused_parameters
@@ -34,6 +26,7 @@ from nnunetv2_ext.training.phase_walk import PhaseWalk, phase_lines
 from nnunetv2_ext.training.plateau import Plateau, has_plateaued
 from nnunetv2_ext.training.pretrained_weights import load_pretrained_weights
 from nnunetv2_ext.training.progress_figure import add_phases
+from nnunetv2_ext.training.resumable_trainer import ResumableTrainer
 from nnunetv2_ext.training.schedule import EpochSchedule
 from nnunetv2_ext.transfer.report import TransferReport
 
@@ -43,7 +36,7 @@ def trainer_class(name: str) -> type[PretrainedTrainer]:
     return PretrainedTrainer if name == PretrainedTrainer.__name__ else type(name, (PretrainedTrainer,), {})
 
 
-class PretrainedTrainer(nnUNetTrainer):
+class PretrainedTrainer(ResumableTrainer):
     """nnU-Net's trainer for a ptPlan.
 
     What it adds: the encoder and stem of the plan's checkpoint are loaded when the network is built (unless a training
@@ -60,8 +53,6 @@ class PretrainedTrainer(nnUNetTrainer):
         device: where to train.
     """
 
-    optimizer: torch.optim.Optimizer
-
     def __init__(
         self,
         plans: dict,
@@ -71,7 +62,6 @@ class PretrainedTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's signature
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self._best_ema: float | None = None
         finetuning = plans.get("finetuning") or {}
         self.architecture_family = family(self.configuration_manager.configuration["architecture"])
         stored, from_scratch = finetuning.get("recipe"), bool(finetuning.get("from_scratch", False))
@@ -80,9 +70,7 @@ class PretrainedTrainer(nnUNetTrainer):
         )
         self.recipe.from_scratch |= from_scratch
         self._apply_recipe()
-        self._continues = False
         self._report: TransferReport | None = None
-        self._average: WeightAverage | None = None
         self._validation = ExitStack()
 
     def _apply_recipe(self) -> None:
@@ -99,12 +87,6 @@ class PretrainedTrainer(nnUNetTrainer):
             self.grad_scaler = None
         if recipe.precision is Precision.bf16 and self.device.type == "cuda":
             torch.set_autocast_dtype("cuda", torch.bfloat16)  # of nnU-Net's own validation and inference
-
-    @property
-    def plain_network(self) -> nn.Module:
-        """The network without the wrappers of DDP and `torch.compile`."""
-        network = self.network.module if self.is_ddp and hasattr(self.network, "module") else self.network
-        return getattr(network, "_orig_mod", network)
 
     def initialize(self) -> None:
         """Build everything as nnU-Net does, with the recipe's network, and leave the fold's records."""
@@ -185,6 +167,8 @@ class PretrainedTrainer(nnUNetTrainer):
         try:
             if self._continues and self._has_plateaued():
                 self.print_to_log_file("The training had reached its plateau: nothing is left to train")
+                if not (Path(self.output_folder) / "checkpoint_final.pth").is_file():  # stopped in between
+                    self.on_train_end()
                 return
             super().run_training()
         except Plateau as plateau:
@@ -257,14 +241,6 @@ class PretrainedTrainer(nnUNetTrainer):
         super().on_validation_epoch_end(val_outputs)
         self._validation.close()
 
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """The network with the averaged weights in it, if the recipe has an average."""
-        with ExitStack() as stack:
-            if self._average is not None:
-                stack.enter_context(self._average.swapped(self.plain_network))
-            yield
-
     def on_epoch_end(self) -> None:
         """As nnU-Net, with the phases in `progress.png`.
 
@@ -293,88 +269,3 @@ class PretrainedTrainer(nnUNetTrainer):
         if self.recipe.lora is not None and self.local_rank == 0 and not self.disable_checkpointing:
             with self._averaged():
                 save_adapter(self.plain_network, Path(self.output_folder) / ADAPTER_FOLDER)
-
-    def save_checkpoint(self, filename: str) -> None:
-        """Write a checkpoint that stock nnU-Net predicts from and that is whole or absent.
-
-        The keys are nnU-Net's (a test pins them) and `finetuning`. `trainer_name` is `nnUNetTrainer`: the plan beside
-        the fold describes the network completely, and that class builds it from there. `network_weights` are those to
-        predict with: averaged, adapters merged. What a training needs besides to go on is in `finetuning`.
-        """
-        if self.local_rank != 0:
-            return
-        if self.disable_checkpointing:
-            self.print_to_log_file("No checkpoint written, checkpointing is disabled")
-            return
-        if Path(filename).name == "checkpoint_latest.pth":
-            self._settle_best()
-        scaler, network = self.grad_scaler, self.plain_network
-        with self._averaged():
-            checkpoint = {
-                "network_weights": merged_state_dict(network),
-                "optimizer_state": self.optimizer.state_dict(),
-                "grad_scaler_state": None if scaler is None else scaler.state_dict(),
-                "logging": self.logger.get_checkpoint(),
-                "_best_ema": self._best_ema,
-                "current_epoch": self.current_epoch + 1,
-                "init_args": self.my_init_kwargs,
-                "trainer_name": INFERENCE_TRAINER,
-                "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
-                "finetuning": {
-                    "trainer_name": type(self).__name__,
-                    "recipe": self.recipe.as_dict(),
-                    "from_scratch": self.recipe.from_scratch,
-                    "unmerged_weights": None if self.recipe.lora is None else network.state_dict(),
-                    "average": None if self._average is None else self._average.state_dict(),
-                },
-            }
-            save_whole(without_numpy(checkpoint), Path(filename))
-
-    def _settle_best(self) -> None:
-        """Write `checkpoint_best` before `checkpoint_latest`.
-
-        nnU-Net writes `checkpoint_latest` before it compares the epoch's score with the best one: a training that is
-        continued from there would forget the best score and let a worse model replace `checkpoint_best`.
-        """
-        scores = self.logger.get_value("ema_fg_dice", step=None)
-        if scores and (self._best_ema is None or scores[-1] > self._best_ema):
-            self._best_ema = scores[-1]
-            self.print_to_log_file(f"New best EMA pseudo Dice: {self._best_ema:.4f}")
-            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_best.pth"))
-
-    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        """Continue from a checkpoint of this training; the pre-trained weights are then not needed.
-
-        nnU-Net's own method takes the weights to predict with for those in training, and unpickles whatever a file
-        holds.
-
-        Raises:
-            UserError: the checkpoint is not whole or belongs to another network.
-        """
-        self._continues = True
-        if not self.was_initialized:
-            self.initialize()
-        with read_training_checkpoint(str(filename_or_checkpoint), self.device) as checkpoint:
-            finetuning = checkpoint.get("finetuning") or {}
-            self._load_weights(finetuning.get("unmerged_weights") or checkpoint["network_weights"], finetuning)
-            self.optimizer.load_state_dict(checkpoint["optimizer_state"])
-            if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
-                self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
-            self.current_epoch = checkpoint["current_epoch"]
-            self.logger.load_checkpoint(checkpoint["logging"])
-            self._best_ema = checkpoint["_best_ema"]
-            self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
-
-    def _load_weights(self, weights: dict[str, torch.Tensor], finetuning: dict[str, Any]) -> None:
-        """The weights of a checkpoint, and those in training where the former are an average."""
-        average = finetuning.get("average")
-        if self._average is None or average is None:
-            self.plain_network.load_state_dict(weights)
-            if average is not None:  # no longer averaged: the weights in training go on
-                self.plain_network.load_state_dict(average["weights"], strict=False)
-            if self._average is not None:
-                self._average = WeightAverage(self.plain_network, self._average.decay)
-            return
-        with self._average.swapped(self.plain_network):
-            self.plain_network.load_state_dict(weights)
-            self._average.load_state_dict(average)
