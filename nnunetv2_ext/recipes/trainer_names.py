@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from nnunetv2_ext.errors import UserError
 
@@ -35,19 +36,20 @@ def _epochs(num_epochs: int, warmup_epochs: int) -> tuple[str, ...]:
     return f"num_epochs={num_epochs}", f"warmup_epochs={warmup_epochs}"
 
 
+_WITHOUT_MIRRORING = "mirroring=false"
 _LOW_RATE = ("initial_lr=3e-5", "initial_lr_from_scratch=1e-4")
 _PRIMUS = NamedRecipe("primus")
 _PRIMUS_SHORT = NamedRecipe("primus", overrides=_epochs(150, 15))
 _SHORT_SAWTOOTH = ("phases.0.epochs=7", "phases.1.epochs=8")
 
-# Read off the classes of the nnssl fork and of nnU-Net's development branch of July 2026. A trailing `_nomirroring` is
-# taken off first. Warm-up and epochs are theirs, not in proportion.
+# Read off the classes of the nnssl fork and of nnU-Net's development branch of July 2026; those without mirroring are
+# called as the others with `_nomirroring` behind, but for one. Warm-up and epochs are theirs, not in proportion.
 _RECIPES = {
     "": NamedRecipe(),
     "150ep": NamedRecipe("short"),
     "300ep": NamedRecipe(overrides=_epochs(300, 15)),
     "smallerlr": NamedRecipe(overrides=(*_LOW_RATE, "weight_decay=5e-2")),
-    "adam_": NamedRecipe(form="cnn"),  # PretrainedTrainer_adam__nomirroring is SGD in spite of its name
+    "adam__nomirroring": NamedRecipe(form="cnn", overrides=(_WITHOUT_MIRRORING,)),  # SGD in spite of its name
     "adam_150ep": _PRIMUS_SHORT,
     "Primus": _PRIMUS,
     "Primusx": _PRIMUS,
@@ -63,8 +65,8 @@ _RECIPES = {
     "Primus_sawtooth_150ep": NamedRecipe("sawtooth", "primus", (*_epochs(150, 50), *_SHORT_SAWTOOTH)),
 }
 _OF_DYNAMIC = {"adam_150ep": NamedRecipe("primus", overrides=(*_epochs(150, 15), "weight_decay=3e-5"))}
-_NO_MIRRORING = re.compile(r"_?nomirroring$")
-_ANY_EPOCHS = re.compile(r"(\d+)ep")
+_NO_MIRRORING = re.compile(r"(?:(.*[^_])_)?nomirroring")
+_ANY_EPOCHS = re.compile(r"([0-9]+)ep")
 
 
 def named_recipe(trainer: str) -> NamedRecipe:
@@ -75,17 +77,23 @@ def named_recipe(trainer: str) -> NamedRecipe:
     Raises:
         UserError: no trainer of theirs, and none of this pattern.
     """
-    family, _, rest = trainer.partition("_")
-    if family in (TRAINER, DYNAMIC_TRAINER):
-        suffix = _NO_MIRRORING.sub("", rest)
+    family, underscore, suffix = trainer.partition("_")
+    if family in (TRAINER, DYNAMIC_TRAINER) and bool(underscore) == bool(suffix):
         known = {**_RECIPES, **_OF_DYNAMIC} if family == DYNAMIC_TRAINER else _RECIPES
-        found = known.get(suffix)
-        if found is None and (match := _ANY_EPOCHS.fullmatch(suffix)) and (epochs := int(match[1])) >= 1:
-            found = NamedRecipe(overrides=_epochs(epochs, min(epochs, max(1, epochs // 10))))
+        found = _of_suffix(suffix, known)
+        if found is None and (match := _NO_MIRRORING.fullmatch(suffix)):
+            found = _of_suffix(match[1] or "", known)
+            found = found and replace(found, overrides=(*found.overrides, _WITHOUT_MIRRORING))
         if found is not None:
-            mirroring = ("mirroring=false",) if suffix != rest else ()
-            return NamedRecipe(found.chosen, found.form, (*found.overrides, *mirroring))
+            return found
     raise UserError(
         f"-tr takes {TRAINER}, {DYNAMIC_TRAINER} or one of the nnssl fork's names (PretrainedTrainer_150ep, "
         f"_nomirroring, _sawtooth, _Primus, ...), not {trainer!r}; other settings are recipes: -r and --set"
     )
+
+
+def _of_suffix(suffix: str, known: Mapping[str, NamedRecipe]) -> NamedRecipe | None:
+    if match := _ANY_EPOCHS.fullmatch(suffix) if suffix not in known else None:
+        epochs = int(match[1])
+        return NamedRecipe(overrides=_epochs(epochs, max(1, epochs // 10))) if epochs else None
+    return known.get(suffix)
