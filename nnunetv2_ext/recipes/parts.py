@@ -22,6 +22,13 @@ STAGE = re.compile(r"(?P<side>stage|decoder_stage):(?P<first>\d+)(?P<range>\.\.(
 input side; `decoder_stage:` the same of the decoder, from the output side."""
 
 
+def is_outside_encoder(part: str) -> bool:
+    """Whether a part holds nothing of the encoder's stages or blocks, whatever the network."""
+    return part.startswith("decoder") or part in (
+        "head", "stem", "input_projection", "adapted_input_projection", "lora",
+    )  # fmt: skip
+
+
 def check_part(part: str) -> None:
     """Raises UserError for what is neither a word, nor stages, nor a pattern of parameter names (with `*` or `.`)."""
     if part in PART_WORDS or STAGE.fullmatch(part):

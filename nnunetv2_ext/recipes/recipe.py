@@ -177,7 +177,7 @@ class Recipe:
             rules += [
                 (f"{key}.epochs", number >= 1, f"at least 1, {REST} or {WARMUP}"),
                 (f"{key}.lr_scale", 0 < phase.lr_scale < math.inf, "a positive number"),
-                (f"{key}.initial_lr", 0 < (phase.initial_lr or 1) < math.inf, "a positive number"),
+                (f"{key}.initial_lr", phase.initial_lr is None or 0 < phase.initial_lr < math.inf, "a positive number"),
                 (f"{key}.parts", bool(phase.parts), "a list of at least one part"),
             ]
         return rules

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nnunetv2_ext.errors import UserError
-from nnunetv2_ext.recipes.phases import Phase
+from nnunetv2_ext.recipes.parts import is_outside_encoder
+from nnunetv2_ext.recipes.phases import Phase, spans
 from nnunetv2_ext.recipes.recipe import GradualUnfreezing, Lora, Recipe
 from nnunetv2_ext.recipes.scaling import Blocks, gradually_unfrozen, scaled_to
-from nnunetv2_ext.recipes.trainer_names import TRAINER, named_recipe
+from nnunetv2_ext.recipes.trainer_names import TRAINER, NamedRecipe, named_recipe
 
 _RESENC_L_BLOCKS = Blocks(encoder=6, decoder=5)
 
@@ -41,8 +45,7 @@ def shipped(name: str, family: str) -> Recipe:
     Raises:
         UserError: there is none of this name; the nearest is named.
     """
-    base = _merged(Recipe(), _content_of(default_name(family), family))
-    return base if name == default_name(family) else _merged(base, _content_of(name, family))
+    return copy.deepcopy(_shipped(name, family))
 
 
 def recipe_for(
@@ -76,38 +79,53 @@ def recipe_for(
     named = named_recipe(trainer)
     if chosen is not None and not named.is_plain:
         raise UserError(f"-tr {trainer} is a recipe, and so is -r {chosen}: give one of the two")
-    form = named.form or family
-    recipe = shipped(default_name(form), form)
-    own_phases = False
-    if chosen is not None and is_file(chosen):
-        content = _read(Path(chosen))
-        own_phases = "phases" in content
-        recipe = _completed(_changed(recipe, content, own_phases), content)
-    elif chosen is not None:
-        recipe = shipped(chosen, form)
-    elif not named.is_plain:
-        recipe = shipped(named.chosen or default_name(form), form)
-        recipe = dataclasses.replace(_changed(recipe, _parsed(named.overrides), own_phases), name=trainer)
-    elif planned:
-        content = _known(dict(planned))
-        usual = shipped(content["name"], form) if content.get("name") in shipped_names() else recipe
-        own_phases = "phases" in content and _merged(recipe, content).phases != usual.phases
-        recipe = _completed(_changed(recipe, content, own_phases or "phases" in content), content)
+    if not named.is_plain:
+        recipe, content, own_phases = _of_trainer(trainer, named, named.form or family), dict[str, Any](), False
+    else:
+        recipe, content, own_phases = _starting_point(family, chosen, planned)
     given = _parsed(overrides)
-    own_phases |= isinstance(given.get("phases"), list)
+    single_phases = given.pop("phases") if isinstance(given.get("phases"), dict) else {}
+    own_phases |= "phases" in given
     changed = _completed(_changed(recipe, given, own_phases), given)
+    if own_phases and given.get("gradual_unfreezing") and "phases" not in given:
+        own_phases, content, changed.phases = False, {}, [Phase()]  # the user has them made anew
     if changed.gradual_unfreezing is not None and not own_phases:
-        frequency = "unfreeze_frequency" in (given.get("gradual_unfreezing") or {})
-        epochs = changed.num_epochs if "num_epochs" in given else None
-        _check(changed)
-        changed = gradually_unfrozen(changed, blocks, epochs, frequency_is_given=frequency)
+        changed.validate()
+        changed = _made_from_depth(changed, content, given, blocks)
+    if single_phases:
+        changed = _merged(changed, {"phases": single_phases})
     if from_scratch or changed.from_scratch:
         changed.from_scratch = True
-        if "initial_lr" not in given:
+        is_chosen = "initial_lr" in content and content.get("from_scratch") and "initial_lr_from_scratch" not in given
+        if "initial_lr" not in given and not is_chosen:
             changed.initial_lr = changed.initial_lr_from_scratch
     _check(changed)
     _check_family(changed, family)
     return changed
+
+
+def _of_trainer(trainer: str, named: NamedRecipe, form: str) -> Recipe:
+    recipe = shipped(named.chosen or default_name(form), form)
+    return dataclasses.replace(_changed(recipe, _parsed(named.overrides), own_phases=False), name=trainer)
+
+
+def _starting_point(
+    family: str, chosen: str | None, planned: Mapping[str, Any] | None
+) -> tuple[Recipe, dict[str, Any], bool]:
+    """The recipe before the changes, the file or planned recipe that it comes from, whether its phases are a user's."""
+    usual = shipped(default_name(family), family)
+    if chosen is not None and is_file(chosen):
+        content = _read(Path(chosen))
+        own_phases = "phases" in content
+        return _completed(_changed(usual, content, own_phases), content), content, own_phases
+    if chosen is not None:
+        return shipped(chosen, family), {}, False
+    if planned:
+        content = _known(dict(planned))
+        like = shipped(content["name"], family) if content.get("name") in shipped_names() else usual
+        own_phases = "phases" in content and _merged(usual, content).phases != like.phases
+        return _completed(_changed(usual, content, "phases" in content), content), content, own_phases
+    return usual, {}, False
 
 
 def recipe_from_dict(stored: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -132,6 +150,13 @@ def as_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.as_dict(), sort_keys=False, allow_unicode=True, width=120)
 
 
+@cache  # OmegaConf takes 15 ms to merge
+def _shipped(name: str, family: str) -> Recipe:
+    if name == default_name(family):
+        return _merged(Recipe(), _content_of(name, family))
+    return _merged(_shipped(default_name(family), family), _content_of(name, family))
+
+
 def _content_of(name: str, family: str) -> dict[str, Any]:
     if name not in shipped_names():
         close = difflib.get_close_matches(name, shipped_names(), n=1)
@@ -145,37 +170,52 @@ def _content_of(name: str, family: str) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        content = OmegaConf.to_container(OmegaConf.create(content), resolve=True)  # 1e-3 is a number, ${key} its value
+        if not isinstance(content, dict):
+            raise UserError(f"{path} (-r) is not a recipe: it holds no keys, such as num_epochs: 150")
+        resolved = OmegaConf.to_container(OmegaConf.create(content), resolve=True, throw_on_missing=True)  # ${key}
     except FileNotFoundError:
         raise UserError(f"there is no file {path} (-r)") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
-        raise UserError(f"{path} (-r) cannot be read as YAML: {_first_line(error)}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} (-r) is not a recipe: it holds no keys, such as num_epochs: 150")
-    content = {str(k): v for k, v in content.items()}
-    return _known({"name": path.stem, **content})
+    except (
+        OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError, TypeError,
+    ) as error:  # fmt: skip
+        raise UserError(f"{path} (-r) cannot be read as YAML: {_reason(error)}") from error
+    assert isinstance(resolved, dict)
+    return _known({"name": path.stem, **{str(k): v for k, v in resolved.items()}})
 
 
 def _completed(recipe: Recipe, content: Mapping[str, Any]) -> Recipe:
     """Phases of a user's own that all say their length say how long the training is."""
-    own = isinstance(content.get("phases"), list) and "num_epochs" not in content
+    own = bool(content.get("phases")) and isinstance(content["phases"], list) and "num_epochs" not in content
     if own and all(isinstance(phase.epochs, int) for phase in recipe.phases):
         return dataclasses.replace(recipe, num_epochs=sum(p.epochs for p in recipe.phases), warmup_epochs=0)
     return recipe
+
+
+def _made_from_depth(recipe: Recipe, content: Mapping[str, Any], given: Mapping[str, Any], blocks: Blocks) -> Recipe:
+    """Gradual unfreezing, in as many epochs as the user's changes, or else the file or plan that asks for it, say."""
+    source = given if "num_epochs" in given else content if content.get("gradual_unfreezing") else {}
+    frequency_is_given = "unfreeze_frequency" in (source.get("gradual_unfreezing") or {})
+    num_epochs = recipe.num_epochs if "num_epochs" in source else None
+    return gradually_unfrozen(recipe, blocks, num_epochs, frequency_is_given=frequency_is_given)
 
 
 def _changed(recipe: Recipe, changes: Mapping[str, Any], own_phases: bool) -> Recipe:
     if "num_epochs" in changes and not own_phases and recipe.num_epochs > 0:
         num_epochs = _merged(recipe, {"num_epochs": changes["num_epochs"]}).num_epochs
         if num_epochs >= 1:
-            recipe = scaled_to(recipe, num_epochs, warmup_is_given="warmup_epochs" in changes)
+            warmup = {k: v for k, v in changes.items() if k == "warmup_epochs"}
+            recipe = scaled_to(
+                recipe, num_epochs, warmup_epochs=_merged(recipe, warmup).warmup_epochs if warmup else None
+            )
     return _merged(recipe, changes)
 
 
 def _check(recipe: Recipe) -> None:
     recipe.validate()
-    trained = {part for phase in recipe.phases for part in phase.parts}
-    if recipe.from_scratch and trained <= {"decoder", "head", "adapted_input_projection", "lora"}:
+    trained = {
+        part for span in spans(recipe.phases, recipe.num_epochs, recipe.warmup_epochs) for part in span.phase.parts
+    }
+    if recipe.from_scratch and all(is_outside_encoder(part) for part in trained):
         raise UserError(f"recipe: {recipe.name} never trains the encoder, which makes no sense with from_scratch")
 
 
@@ -195,7 +235,7 @@ def _parsed(overrides: Sequence[str]) -> dict[str, Any]:
     try:
         content = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(f"--set {' '.join(overrides)}: {_first_line(error)}") from error
+        raise UserError(f"--set {' '.join(overrides)}: {_reason(error)}") from error
     assert isinstance(content, dict)
     return _known({str(k): v for k, v in content.items()})
 
@@ -207,9 +247,12 @@ def _known(content: dict[str, Any]) -> dict[str, Any]:
         if isinstance(content.get(key), dict):
             _check_keys(content[key], kind, f"{key}.")
     phases = content.get("phases")
-    for phase in phases if isinstance(phases, list) else phases.values() if isinstance(phases, dict) else ():
-        if isinstance(phase, dict):
-            _check_keys(phase, Phase, "phases.")
+    if phases is not None and (not phases or not isinstance(phases, (list, dict))):
+        raise UserError(f"recipe: phases must be a list with at least one phase, not {phases!r}")
+    for index, phase in phases.items() if isinstance(phases, dict) else enumerate(phases or ()):
+        if not isinstance(phase, dict):
+            raise UserError(f"recipe: phases.{index} must be like {{parts: [all], epochs: 10}}, not {phase!r}")
+        _check_keys(phase, Phase, "phases.")
     return content
 
 
@@ -223,25 +266,33 @@ def _check_keys(content: Mapping[Any, Any], kind: type, where: str) -> None:
 
 
 def _merged(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    if not changes:
+        return recipe
     changes = dict(changes)
     phases = changes.pop("phases", None)
     single = phases if isinstance(phases, dict) else {}  # --set phases.0.initial_lr=1e-4
-    if phases is not None and not single:
-        changes["phases"] = phases
+    if isinstance(phases, list):  # one by one too: so errors say in which one
+        changes["phases"], single = [{} for _ in phases], dict(enumerate(phases))
     try:
         config = OmegaConf.merge(OmegaConf.structured(recipe), OmegaConf.create(changes))
         assert isinstance(config, DictConfig)
         for index, change in single.items():
-            if not str(index).isdigit() or int(index) >= len(recipe.phases):
-                raise UserError(f"recipe: there is no phases.{index}; the recipe has 0 to {len(recipe.phases) - 1}")
+            if not str(index).isdecimal() or int(index) >= len(config.phases):
+                raise UserError(f"recipe: there is no phases.{index}; the recipe has 0 to {len(config.phases) - 1}")
             config.phases[int(index)] = OmegaConf.merge(config.phases[int(index)], change)
         merged = OmegaConf.to_object(config)
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         key = getattr(error, "full_key", None) or getattr(error, "key", None) or ", ".join(map(str, changes))
-        raise UserError(f"recipe: {key}: {_first_line(error)}") from error
+        name = re.sub(r"\[(\d+)\]", r".\1", str(key))  # phases[0].curve
+        raise UserError(f"recipe: {name}: {_reason(error)}") from error
     assert isinstance(merged, Recipe)
     return merged
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    """In one line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    if "is not a ListConfig" in str(error):
+        return "it takes a list, such as [a, b]"
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -22,7 +22,7 @@ class Blocks:
     decoder: int
 
 
-def scaled_to(recipe: Recipe, num_epochs: int, *, warmup_is_given: bool = False) -> Recipe:
+def scaled_to(recipe: Recipe, num_epochs: int, *, warmup_epochs: int | None = None) -> Recipe:
     """The recipe with its phases stretched or shrunk in proportion.
 
     Every phase that had epochs keeps one at least while there are enough; else the last phases are dropped.
@@ -30,25 +30,24 @@ def scaled_to(recipe: Recipe, num_epochs: int, *, warmup_is_given: bool = False)
     Args:
         recipe: with phases that fit its own `num_epochs`.
         num_epochs: epochs in all, at least 1.
-        warmup_is_given: `warmup_epochs` is what the user wants: phases of that length stay, the others are scaled.
+        warmup_epochs: where the user has named them: phases of that length get it, the others share what is left.
     """
     lengths = phase_lengths(recipe.phases, recipe.num_epochs, recipe.warmup_epochs)
-    fixed = [warmup_is_given and phase.epochs == WARMUP for phase in recipe.phases]
-    left = num_epochs - sum(n for n, is_fixed in zip(lengths, fixed, strict=True) if is_fixed)
-    if left < 0:
-        return dataclasses.replace(recipe, num_epochs=num_epochs)  # its check says what does not fit
+    fixed = [warmup_epochs is not None and phase.epochs == WARMUP for phase in recipe.phases]
+    given = warmup_epochs or 0
+    left = num_epochs - given * sum(fixed)
+    if min(left, given) < 0:  # its check says what does not fit
+        return dataclasses.replace(recipe, num_epochs=num_epochs, warmup_epochs=given)
     shares = iter(_in_proportion([n for n, is_fixed in zip(lengths, fixed, strict=True) if not is_fixed], left))
-    lengths = [n if is_fixed else next(shares) for n, is_fixed in zip(lengths, fixed, strict=True)]
+    lengths = [given if is_fixed else next(shares) for is_fixed in fixed]
     phases: list[Phase] = []
-    warmup_epochs = recipe.warmup_epochs
+    warmup = recipe.warmup_epochs
     for phase, length in zip(recipe.phases, lengths, strict=True):
-        if phase.epochs == WARMUP and not warmup_is_given:
-            warmup_epochs = length
+        if phase.epochs == WARMUP:
+            warmup = length
         if length or phase.epochs in (REST, WARMUP):
             phases.append(phase if phase.epochs in (REST, WARMUP) else dataclasses.replace(phase, epochs=length))
-    return dataclasses.replace(
-        recipe, num_epochs=num_epochs, warmup_epochs=min(warmup_epochs, num_epochs), phases=phases
-    )
+    return dataclasses.replace(recipe, num_epochs=num_epochs, warmup_epochs=min(warmup, num_epochs), phases=phases)
 
 
 def _in_proportion(lengths: Sequence[int], total: int) -> list[int]:
@@ -78,8 +77,8 @@ def gradually_unfrozen(
     Args:
         recipe: with `gradual_unfreezing`.
         blocks: of the network.
-        num_epochs: another number of epochs than the usual one; the frequency is scaled in proportion,
-        frequency_is_given: but not if the user has named it.
+        num_epochs: another number of epochs than the usual one; the phases are scaled in proportion,
+        frequency_is_given: but not if the user has named the frequency.
 
     Raises:
         UserError: deeper than the network.
@@ -91,33 +90,24 @@ def gradually_unfrozen(
             f"recipe: gradual_unfreezing.depth is {how.depth}, but the {how.mode.value} has {available} blocks"
         )
     usual = EPOCHS_OF_ALL_BLOCKS if how.depth < 0 else (how.depth + 1) * how.unfreeze_frequency
-    epochs, frequency = usual, how.unfreeze_frequency
-    if num_epochs is not None:
-        epochs = num_epochs
-        frequency = frequency if frequency_is_given else max(1, round(frequency * num_epochs / usual))
-    depth = available if how.depth < 0 else how.depth
-    starts = [start for start in range(0, (depth + 1) * frequency, frequency) if start < epochs]
+    epochs = num_epochs if num_epochs is not None and frequency_is_given else usual
+    deepest = min(available if how.depth < 0 else how.depth, (epochs - 1) // how.unfreeze_frequency)
     phases = [
         Phase(
-            parts=_parts(how.mode, depth),
-            epochs=REST if depth == len(starts) - 1 else frequency,
+            parts=_parts(how.mode, depth, available),
+            epochs=REST if depth == deepest else how.unfreeze_frequency,
             curve=Curve.constant,
         )
-        for depth in range(len(starts))
+        for depth in range(deepest + 1)
     ]
-    return dataclasses.replace(
-        recipe,
-        num_epochs=epochs,
-        warmup_epochs=0,
-        phases=phases,
-        gradual_unfreezing=dataclasses.replace(how, unfreeze_frequency=frequency),
-    )
+    made = dataclasses.replace(recipe, num_epochs=epochs, warmup_epochs=0, phases=phases, gradual_unfreezing=how)
+    return made if num_epochs in (None, epochs) else scaled_to(made, num_epochs)
 
 
-def _parts(mode: Side, depth: int) -> list[str]:
+def _parts(mode: Side, depth: int, available: int) -> list[str]:
+    """With the last block the whole side trains, what lies outside of blocks (a Primus' last norm) too."""
     if depth == 0:
         return ["head"]
-    last = depth - 1
     if mode is Side.encoder:
-        return ["head", "stem", f"stage:0..{last}"]
-    return ["head", f"decoder_stage:0..{last}"]
+        return ["head", "stem", "encoder" if depth == available else f"stage:0..{depth - 1}"]
+    return ["decoder"] if depth == available else ["head", f"decoder_stage:0..{depth - 1}"]
