@@ -154,14 +154,14 @@ def test_the_warm_up_follows_the_number_of_epochs(epochs: int, warmup: int) -> N
     assert recipe_for("cnn", [f"num_epochs={epochs}"]).warmup_epochs == warmup
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(epochs=st.integers(1, 5000), planned_warmup=st.integers(1, 200))
 def test_a_scaled_warm_up_is_within_a_half_of_its_share_and_one_epoch_at_least(
     epochs: int, planned_warmup: int
 ) -> None:
     planned = {"num_epochs": 200, "warmup_epochs": planned_warmup}
     warmup = recipe_for("cnn", [f"num_epochs={epochs}"], planned=planned).warmup_epochs
-    share = planned_warmup / 200 * epochs
+    share = planned_warmup * epochs / 200  # exact where it ends in a half
     assert 1 <= warmup <= epochs
     assert warmup == 1 or abs(warmup - share) <= 0.5
 
