@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import re
 import shlex
+from collections.abc import Mapping
 from itertools import dropwhile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from nnunetv2_ext.__main__ import COMMANDS
+from nnunetv2_ext.recipes.phases import Phase
+from nnunetv2_ext.recipes.recipe import GradualUnfreezing, Lora, Recipe
+from nnunetv2_ext.recipes.resolving import recipe_for, shipped_names
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "documentation").glob("*.md"))]
@@ -81,3 +88,67 @@ def test_links_in_the_documentation_lead_to_a_file_and_a_heading_that_are_there(
         if not target.exists() or (anchor and anchor not in _anchors(target)):
             broken.append(link)
     assert broken == []
+
+
+RECIPES = ROOT / "documentation" / "recipes.md"
+
+
+def _rows(page: Path, heading: str) -> dict[str, list[str]]:
+    """The tables below a heading, up to the next one of its level: what stands in the first column, and the others."""
+    level = heading.split(" ")[0]
+    text = page.read_text(encoding="utf-8").split(f"\n{heading}\n")[1]
+    section = re.split(rf"^{level} ", text, flags=re.MULTILINE)[0]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in section.splitlines() if line[:1] == "|"]
+    return {row[0].strip("`"): row[1:] for row in rows if row[0].startswith("`")}
+
+
+def _value(cell: str) -> Any:
+    return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={cell}"]))["value"]  # type: ignore[call-overload,index]
+
+
+def _flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """With names such as `lora.rank`, and their defaults where the recipe has none."""
+    flat = {**recipe}
+    for name, kind in (("gradual_unfreezing", GradualUnfreezing), ("lora", Lora)):
+        defaults = Recipe(**{name: kind()}).as_dict()[name]
+        flat |= {f"{name}.{key}": value for key, value in defaults.items()}
+    return flat
+
+
+@pytest.mark.parametrize(("column", "family"), [(0, "cnn"), (1, "primus")])
+def test_every_field_of_a_recipe_stands_in_the_documentation_with_its_default(column: int, family: str) -> None:
+    rows = _rows(RECIPES, "## Every field")
+    truth = _flat(recipe_for(family).as_dict())
+    assert set(rows) == set(truth)
+    shown = {name: _value(cells[column]) for name, cells in rows.items() if name not in ("phases", "description")}
+    assert shown == {name: truth[name] for name in shown}
+
+
+def test_every_field_of_a_phase_stands_in_the_documentation_with_its_default() -> None:
+    rows = {name: cells for name, cells in _rows(RECIPES, "## Phases").items() if name in Phase.__dataclass_fields__}
+    truth = Recipe(phases=[Phase()]).as_dict()["phases"][0]
+    assert {name: _value(cells[0]) for name, cells in rows.items()} == truth
+    assert set(rows) == {field.name for field in dataclasses.fields(Phase)}
+
+
+def test_every_shipped_recipe_stands_in_the_documentation() -> None:
+    assert set(_rows(RECIPES, "## Shipped recipes")) >= set(shipped_names())
+
+
+def test_recipe_files_in_the_documentation_can_be_trained_with(tmp_path: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", RECIPES.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        (tmp_path / "mine.yaml").write_text(block)
+        assert recipe_for("cnn", chosen=str(tmp_path / "mine.yaml")).name == "mine"
+
+
+def test_trainer_names_in_the_documentation_mean_the_epochs_that_stand_there() -> None:
+    rows = _rows(RECIPES, "## The fork's trainer names")
+    assert len(rows) > 10
+    for names, (_, epochs, _) in rows.items():
+        warmup, _, total = epochs.rpartition(" / ")
+        for trainer in re.findall(r"\w+Trainer\w*", names):
+            recipe = recipe_for("cnn", trainer=trainer)
+            if total != "N":
+                assert (recipe.warmup_epochs, recipe.num_epochs) == (int(warmup.split(", ")[-1]), int(total)), trainer

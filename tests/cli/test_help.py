@@ -10,6 +10,7 @@ import pytest
 
 from nnunetv2_ext.__main__ import COMMANDS
 from nnunetv2_ext.cli import train_pretrained
+from nnunetv2_ext.recipes.resolving import shipped_names
 from tests.commands import SCRIPTS
 
 SCRIPT_COMMANDS = [name for name in COMMANDS if name != "demo"]
@@ -20,7 +21,8 @@ FLAGS = {
     "inspect_pretrained_checkpoint": "-pc -d -p -arch --json",
     "convert_pretrained_checkpoint": "-pc -o -arch -spacing -patch_size -channels -key_to_encoder -key_to_stem "
     "-keys_to_in_proj -key_to_lpe",
-    "train_pretrained": "-d -c -f -p -tr --set --from_scratch -overwrite_ckpt_path --c --val --npz -device",
+    "train_pretrained": "-d -c -f -p -tr -r -rn --set --list_recipes --print_recipe --from_scratch "
+    "-overwrite_ckpt_path --c --val --npz -device -logger",
     "compare_finetuning": "-d -c -p -tr -o",
 }
 
@@ -69,14 +71,27 @@ def test_a_missing_argument_is_one_line_without_torch(command: str) -> None:
     assert "--help" in result.stderr
 
 
-@pytest.mark.parametrize("name", ["nnUNetTrainer", "pretrainedtrainer", "DynamicPretrainedTrainer_nomirroring", ""])
-def test_trainer_names_other_than_the_two_are_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["nnUNetTrainer", "pretrainedtrainer", "PretrainedTrainer_mirroring", ""])
+def test_trainer_names_other_than_ours_and_the_forks_are_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         train_pretrained.main(["999", "3d_fullres", "0", "-p", "any", "-tr", name, "-device", "cpu"])
     message = capsys.readouterr().err
     assert exit_info.value.code == 1
     assert message.count("\n") == 1
-    assert f"-tr takes PretrainedTrainer or DynamicPretrainedTrainer, not {name!r}" in message
+    assert "-tr takes PretrainedTrainer, DynamicPretrainedTrainer or one of the nnssl fork's names" in message
+    assert f"not {name!r}" in message
+
+
+def test_the_recipes_are_listed_without_torch_or_any_other_argument() -> None:
+    code = (
+        "import sys\nfrom nnunetv2_ext.cli.train_pretrained import main\nmain(['--list_recipes'])\n"
+        "sys.exit(', '.join({'torch', 'nnunetv2'} & set(sys.modules)) or 0)"
+    )
+    result = run(sys.executable, "-c", code)
+    assert result.returncode == 0, result.stderr
+    names = [line.split()[0] for line in result.stdout.splitlines()]
+    assert names == shipped_names()
+    assert all(len(line.split(maxsplit=1)) == 2 for line in result.stdout.splitlines())
 
 
 @pytest.mark.parametrize(
