@@ -20,7 +20,7 @@ from nnunetv2_ext.recipes.resolving import as_yaml, default_name, recipe_for
 from nnunetv2_ext.recipes.trainer_names import TRAINER, named_recipe
 from nnunetv2_ext.training.fold_records import stored_recipe
 from nnunetv2_ext.training.lora import check_installed
-from nnunetv2_ext.training.marginal import read_merged_classes
+from nnunetv2_ext.training.marginal import check_merged_cases, read_merged_classes
 from nnunetv2_ext.training.network_setup import lora_modules
 from nnunetv2_ext.training.parts import blocks_of, selected_parameters
 from nnunetv2_ext.training.schedule import recipe_spans
@@ -101,7 +101,7 @@ def run_suffix(plan: Mapping[str, Any], recipe: Recipe, options: RecipeOptions) 
     """What a run's results are called after the plan's name: nothing, `_NAME`, `_from_scratch`, or both.
 
     NAME is `-rn`, or the recipe's name where it is not the architecture's default one. A trainer's name that stands
-    for a recipe is in the folder's name already. A plan that has the suffix keeps it.
+    for a recipe is in the folder's name already. The plan of a run that has the suffix keeps it.
     """
     suffix = ""
     if options.run_name is not None:
@@ -111,10 +111,13 @@ def run_suffix(plan: Mapping[str, Any], recipe: Recipe, options: RecipeOptions) 
         suffix = "" if recipe.name == usual else f"_{check_pretraining_name(recipe.name, flag='recipe: name')}"
     if options.from_scratch and not suffix.endswith(FROM_SCRATCH_SUFFIX):
         suffix += FROM_SCRATCH_SUFFIX
-    return "" if inner_plans_name(plan["plans_name"]).endswith(suffix) else suffix
+    is_of_a_run = "trainer" in (plan.get("finetuning") or {})  # a fresh plan ends in `_Z` too
+    return "" if is_of_a_run and inner_plans_name(plan["plans_name"]).endswith(suffix) else suffix
 
 
-def check_recipe(recipe: Recipe, network: nn.Module, label_manager: Any, dataset_json: Mapping[str, Any]) -> None:
+def check_recipe(
+    recipe: Recipe, network: nn.Module, label_manager: Any, dataset_json: Mapping[str, Any], cases: Sequence[str]
+) -> None:
     """Refuse a recipe that this network or dataset cannot be trained with, before anything is written.
 
     Args:
@@ -122,6 +125,7 @@ def check_recipe(recipe: Recipe, network: nn.Module, label_manager: Any, dataset
         network: the plan's, with or without values.
         label_manager: nnU-Net's, of the dataset.
         dataset_json: the dataset's description.
+        cases: names of all preprocessed cases.
 
     Raises:
         UserError: a part that matches nothing, LoRA without peft, a loss that the dataset has nothing for.
@@ -132,7 +136,7 @@ def check_recipe(recipe: Recipe, network: nn.Module, label_manager: Any, dataset
         check_installed()
         lora_modules(network, recipe.lora)
     if recipe.loss is Loss.marginal:
-        read_merged_classes(dataset_json, label_manager)
+        check_merged_cases(read_merged_classes(dataset_json, label_manager), cases)
     elif recipe.loss is Loss.topk and label_manager.has_regions:
         raise UserError("recipe: loss=topk is not defined for region-based labels: use ce, dice or focal")
 
