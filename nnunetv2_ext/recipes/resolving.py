@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.recipes.parts import is_outside_encoder
 from nnunetv2_ext.recipes.phases import Phase, spans
-from nnunetv2_ext.recipes.recipe import GradualUnfreezing, Lora, Recipe
+from nnunetv2_ext.recipes.recipe import GradualUnfreezing, Lora, Precision, Recipe
 from nnunetv2_ext.recipes.scaling import Blocks, gradually_unfrozen, scaled_to
 from nnunetv2_ext.recipes.trainer_names import TRAINER, NamedRecipe, named_recipe
 
@@ -269,6 +269,8 @@ def _merged(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     if not changes:
         return recipe
     changes = dict(changes)
+    if changes.get("precision") is False:  # YAML's reading of `off`
+        changes["precision"] = Precision.off.value
     phases = changes.pop("phases", None)
     single = phases if isinstance(phases, dict) else {}  # --set phases.0.initial_lr=1e-4
     if isinstance(phases, list):  # one by one too: so errors say in which one
