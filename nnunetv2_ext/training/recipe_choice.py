@@ -109,10 +109,13 @@ def run_suffix(plan: Mapping[str, Any], recipe: Recipe, options: RecipeOptions) 
     elif named_recipe(options.trainer).is_plain:
         usual = default_name(family(plan["configurations"][CONFIGURATION]["architecture"]))
         suffix = "" if recipe.name == usual else f"_{check_pretraining_name(recipe.name, flag='recipe: name')}"
-    if options.from_scratch and not suffix.endswith(FROM_SCRATCH_SUFFIX):
+    is_of_a_run = "trainer" in (plan.get("finetuning") or {})  # a fresh plan may end in `_Z` too
+    present = inner_plans_name(plan["plans_name"]) if is_of_a_run else ""
+    if present.endswith(suffix) or present.removesuffix(FROM_SCRATCH_SUFFIX).endswith(suffix):
+        suffix = ""
+    if options.from_scratch and not f"{present}{suffix}".endswith(FROM_SCRATCH_SUFFIX):
         suffix += FROM_SCRATCH_SUFFIX
-    is_of_a_run = "trainer" in (plan.get("finetuning") or {})  # a fresh plan ends in `_Z` too
-    return "" if is_of_a_run and inner_plans_name(plan["plans_name"]).endswith(suffix) else suffix
+    return suffix
 
 
 def check_recipe(
