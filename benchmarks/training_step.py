@@ -68,8 +68,7 @@ def arms_of(size: Size, device: str) -> dict[str, Arm]:
         STOCK_4: Arm(None, batch_size=4),
         "`accumulation=2`": Arm(overrides=("accumulation=2",)),
         "`accumulation=2`, batch Dice": Arm(overrides=("accumulation=2",), batch_dice=True),
-        # a bare `off` is YAML's word for false
-        **{f"`{lever}`": Arm(overrides=(lever.replace("=off", "='off'"),)) for lever in levers},
+        **{f"`{lever}`": Arm(overrides=(lever,)) for lever in levers},
     }
 
 
