@@ -51,10 +51,7 @@ def _layers(network: nn.Module) -> dict[str, Any]:
     keys = PartKeys.of_network(network)
     blocks = "eva.blocks" if hasattr(network, "eva") else "encoder.stages"
     stem = "|".join(k.replace(".", r"\.") for k in (keys.key_to_stem, keys.key_to_lpe, "register_tokens") if k)
-    layers: dict[str, Any] = {"blocks": rf"^{blocks}\.(\d+)"}
-    if not keys.key_to_stem.startswith(blocks):  # a PlainConvUNet's stem is its first stage
-        layers = {"stem": rf"^(?:{stem})", **layers}
-    return layers
+    return {"stem": rf"^(?:{stem})", "blocks": rf"^{blocks}\.(\d+)"}  # a PlainConvUNet's stem is its first stage
 
 
 def _not_decayed(network: nn.Module) -> set[str]:

@@ -142,6 +142,13 @@ def test_phases_of_ones_own_are_not_scaled(epochs: int, words: str) -> None:
     assert f"phases of 2 + 5 = 7 epochs are {words} than num_epochs ({epochs})" in refused(overrides=own)
 
 
+def test_phases_of_ones_own_stay_beside_another_num_epochs_and_instead_of_those_made_from_the_depth() -> None:
+    own = "phases=[{epochs: warmup_epochs, curve: linear}, {epochs: rest}]"
+    assert lengths(recipe_for("cnn", [own, "num_epochs=100"])) == [50, 50]
+    recipe = recipe_for("cnn", ["phases=[{parts: [head], epochs: 3}]"], chosen="gradual_unfreezing")
+    assert (recipe.num_epochs, recipe.phases) == (3, [Phase(parts=["head"], epochs=3)])
+
+
 def test_a_value_may_refer_to_another() -> None:
     recipe = recipe_for("cnn", ["initial_lr_from_scratch=${initial_lr}", "num_epochs=6", "warmup_epochs=${num_epochs}"])
     assert (recipe.initial_lr_from_scratch, recipe.warmup_epochs) == (1e-3, 6)
