@@ -128,7 +128,7 @@ def is_sure_to_move(name: str) -> bool:
 
 
 def test_a_frozen_encoder_stays_as_in_the_checkpoint_to_the_bit_and_all_else_moves(planned: Model, make: Make) -> None:
-    trainer = make(planned, recipe="frozen_encoder")
+    trainer = make(planned, "num_epochs=2", "warmup_epochs=0", recipe="frozen_encoder")
     trainer.on_train_start()
     before = weights(trainer.network)
     for _ in range(2):
