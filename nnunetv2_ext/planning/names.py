@@ -28,8 +28,8 @@ def check_pretraining_name(name: str, *, flag: str = "-n") -> str:
     """
     if not _NAME.fullmatch(name) or set(name) <= {"."}:
         raise UserError(
-            f"the name {name!r} ({flag}) becomes part of file and folder names: use letters, digits, '-', '.' and single "
-            "underscores between them"
+            f"the name {name!r} ({flag}) becomes part of file and folder names: use letters, digits, '-', '.' and "
+            "single underscores between them"
         )
     return name
 

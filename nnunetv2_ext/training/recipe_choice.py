@@ -156,9 +156,15 @@ def refuse_another_recipe(model_folder: Path, recipe: Recipe, folds: Sequence[in
     """Refuse to put a run of one recipe among, or in the place of, those of another. Raises UserError naming both."""
     for checkpoint in sorted(model_folder.glob("fold_*/checkpoint_*.pth")):
         stored = stored_recipe(checkpoint.parent)
-        if stored and stored["name"] != recipe.name:
+        if stored and stored["name"] != recipe.name and not _are_baselines(stored, recipe):
             where = "this fold" if checkpoint.parent.name in {f"fold_{f}" for f in folds} else checkpoint.parent.name
             raise UserError(
                 f"{model_folder} holds a run of the recipe {stored['name']} ({where}), and this one is of "
                 f"{recipe.name}: name it with -rn NAME, or move that folder away"
             )
+
+
+def _are_baselines(stored: Mapping[str, Any], recipe: Recipe) -> bool:
+    """Whether both are the default recipe from scratch, whose name `-r from_scratch` and `--from_scratch` differ in."""
+    names = {"default", "primus", "from_scratch"}
+    return {stored["name"], recipe.name} <= names and bool(stored.get("from_scratch")) and recipe.from_scratch

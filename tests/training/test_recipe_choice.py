@@ -270,6 +270,18 @@ def test_a_run_of_the_same_recipe_is_no_hindrance(tmp_path: Path) -> None:
     refuse_another_recipe(tmp_path, recipe_for("cnn", ["num_epochs=3"], chosen="short"), [0, 1])
 
 
+@pytest.mark.parametrize("family", ["cnn", "primus"])
+def test_the_two_ways_to_train_from_scratch_share_their_results(family: str, tmp_path: Path) -> None:
+    by_recipe, by_flag = recipe_for(family, chosen="from_scratch"), recipe_for(family, from_scratch=True)
+    for place, stored, wanted in ((tmp_path / "a", by_recipe, by_flag), (tmp_path / "b", by_flag, by_recipe)):
+        (place / "fold_0").mkdir(parents=True)
+        (place / "fold_0" / "checkpoint_final.pth").touch()
+        (place / "fold_0" / "finetuning.json").write_text(json.dumps({"recipe": stored.as_dict()}))
+        refuse_another_recipe(place, wanted, [0])
+        with pytest.raises(UserError, match="holds a run"):
+            refuse_another_recipe(place, recipe_for(family, chosen="short", from_scratch=True), [0])
+
+
 def test_a_fold_without_a_checkpoint_or_without_a_record_is_no_hindrance(tmp_path: Path) -> None:
     run_of(tmp_path / "fold_0", "sawtooth", checkpoint=None)  # stopped before its first checkpoint
     (tmp_path / "fold_1").mkdir()
