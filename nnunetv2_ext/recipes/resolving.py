@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -13,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.recipes.parts import is_outside_encoder
 from nnunetv2_ext.recipes.phases import Phase, spans
-from nnunetv2_ext.recipes.recipe import GradualUnfreezing, Lora, Precision, Recipe
+from nnunetv2_ext.recipes.reading import is_file, known_fields, merged, parsed_overrides, read_recipe_file
+from nnunetv2_ext.recipes.recipe import Recipe
 from nnunetv2_ext.recipes.scaling import Blocks, gradually_unfrozen, scaled_to
 from nnunetv2_ext.recipes.trainer_names import TRAINER, NamedRecipe, named_recipe
 
@@ -83,7 +81,7 @@ def recipe_for(
         recipe, content, own_phases = _of_trainer(trainer, named, named.form or family), dict[str, Any](), False
     else:
         recipe, content, own_phases = _starting_point(family, chosen, planned)
-    given = _parsed(overrides)
+    given = parsed_overrides(overrides)
     single_phases = given.pop("phases") if isinstance(given.get("phases"), dict) else {}
     own_phases |= "phases" in given
     changed = _completed(_changed(recipe, given, own_phases), given)
@@ -93,7 +91,7 @@ def recipe_for(
         changed.validate()
         changed = _made_from_depth(changed, content, given, blocks)
     if single_phases:
-        changed = _merged(changed, {"phases": single_phases})
+        changed = merged(changed, {"phases": single_phases})
     if from_scratch or changed.from_scratch:
         changed.from_scratch = True
         is_chosen = "initial_lr" in content and content.get("from_scratch") and "initial_lr_from_scratch" not in given
@@ -106,7 +104,7 @@ def recipe_for(
 
 def _of_trainer(trainer: str, named: NamedRecipe, form: str) -> Recipe:
     recipe = shipped(named.chosen or default_name(form), form)
-    return dataclasses.replace(_changed(recipe, _parsed(named.overrides), own_phases=False), name=trainer)
+    return dataclasses.replace(_changed(recipe, parsed_overrides(named.overrides), own_phases=False), name=trainer)
 
 
 def _starting_point(
@@ -115,15 +113,15 @@ def _starting_point(
     """The recipe before the changes, the file or planned recipe that it comes from, whether its phases are a user's."""
     usual = shipped(default_name(family), family)
     if chosen is not None and is_file(chosen):
-        content = _read(Path(chosen))
+        content = read_recipe_file(Path(chosen))
         own_phases = "phases" in content
         return _completed(_changed(usual, content, own_phases), content), content, own_phases
     if chosen is not None:
         return shipped(chosen, family), {}, False
     if planned:
-        content = _known(dict(planned))
+        content = known_fields(dict(planned))
         like = shipped(content["name"], family) if content.get("name") in shipped_names() else usual
-        own_phases = "phases" in content and _merged(usual, content).phases != like.phases
+        own_phases = "phases" in content and merged(usual, content).phases != like.phases
         return _completed(_changed(usual, content, "phases" in content), content), content, own_phases
     return usual, {}, False
 
@@ -134,15 +132,10 @@ def recipe_from_dict(stored: Mapping[str, Any], overrides: Sequence[str] = ()) -
     Raises:
         UserError: as `recipe_for`.
     """
-    recipe = _merged(Recipe(), _known(dict(stored)))
-    recipe = _changed(recipe, _parsed(overrides), own_phases=True)
+    recipe = merged(Recipe(), known_fields(dict(stored)))
+    recipe = _changed(recipe, parsed_overrides(overrides), own_phases=True)
     _check(recipe)
     return recipe
-
-
-def is_file(chosen: str) -> bool:
-    """Whether `-r` means a file rather than a name."""
-    return chosen.endswith((".yaml", ".yml")) or "/" in chosen
 
 
 def as_yaml(recipe: Recipe) -> str:
@@ -153,8 +146,8 @@ def as_yaml(recipe: Recipe) -> str:
 @cache  # OmegaConf takes 15 ms to merge
 def _shipped(name: str, family: str) -> Recipe:
     if name == default_name(family):
-        return _merged(Recipe(), _content_of(name, family))
-    return _merged(_shipped(default_name(family), family), _content_of(name, family))
+        return merged(Recipe(), _content_of(name, family))
+    return merged(_shipped(default_name(family), family), _content_of(name, family))
 
 
 def _content_of(name: str, family: str) -> dict[str, Any]:
@@ -165,22 +158,6 @@ def _content_of(name: str, family: str) -> dict[str, Any]:
     content = yaml.safe_load(files("nnunetv2_ext.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8"))
     of_primus = content.pop("primus", {})
     return {**content, **(of_primus if family == "primus" else {})}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise UserError(f"{path} (-r) is not a recipe: it holds no keys, such as num_epochs: 150")
-        resolved = OmegaConf.to_container(OmegaConf.create(content), resolve=True, throw_on_missing=True)  # ${key}
-    except FileNotFoundError:
-        raise UserError(f"there is no file {path} (-r)") from None
-    except (
-        OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError, TypeError,
-    ) as error:  # fmt: skip
-        raise UserError(f"{path} (-r) cannot be read as YAML: {_reason(error)}") from error
-    assert isinstance(resolved, dict)
-    return _known({"name": path.stem, **{str(k): v for k, v in resolved.items()}})
 
 
 def _completed(recipe: Recipe, content: Mapping[str, Any]) -> Recipe:
@@ -201,13 +178,13 @@ def _made_from_depth(recipe: Recipe, content: Mapping[str, Any], given: Mapping[
 
 def _changed(recipe: Recipe, changes: Mapping[str, Any], own_phases: bool) -> Recipe:
     if "num_epochs" in changes and not own_phases and recipe.num_epochs > 0:
-        num_epochs = _merged(recipe, {"num_epochs": changes["num_epochs"]}).num_epochs
+        num_epochs = merged(recipe, {"num_epochs": changes["num_epochs"]}).num_epochs
         if num_epochs >= 1:
             warmup = {k: v for k, v in changes.items() if k == "warmup_epochs"}
             recipe = scaled_to(
-                recipe, num_epochs, warmup_epochs=_merged(recipe, warmup).warmup_epochs if warmup else None
+                recipe, num_epochs, warmup_epochs=merged(recipe, warmup).warmup_epochs if warmup else None
             )
-    return _merged(recipe, changes)
+    return merged(recipe, changes)
 
 
 def _check(recipe: Recipe) -> None:
@@ -224,77 +201,3 @@ def _check_family(recipe: Recipe, family: str) -> None:
         raise UserError("recipe: deep_supervision is for U-Nets; Primus has one output")
     if recipe.drop_path and family != "primus":
         raise UserError("recipe: drop_path is for Primus, and this plan's network is a U-Net: --set drop_path=0")
-
-
-def _parsed(overrides: Sequence[str]) -> dict[str, Any]:
-    """`key=value` words as a dict with YAML's types, nested where a key has dots."""
-    for word in overrides:
-        key, _, value = word.partition("=")
-        if not key or not value or value == "???":  # OmegaConf's word for a value that is missing
-            raise UserError(f"--set takes key=value, not {word!r}")
-    try:
-        content = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(f"--set {' '.join(overrides)}: {_reason(error)}") from error
-    assert isinstance(content, dict)
-    return _known({str(k): v for k, v in content.items()})
-
-
-def _known(content: dict[str, Any]) -> dict[str, Any]:
-    """`content`, if every key is a field of a recipe."""
-    _check_keys(content, Recipe, "")
-    for key, kind in (("gradual_unfreezing", GradualUnfreezing), ("lora", Lora)):
-        if isinstance(content.get(key), dict):
-            _check_keys(content[key], kind, f"{key}.")
-    phases = content.get("phases")
-    if phases is not None and (not phases or not isinstance(phases, (list, dict))):
-        raise UserError(f"recipe: phases must be a list with at least one phase, not {phases!r}")
-    for index, phase in phases.items() if isinstance(phases, dict) else enumerate(phases or ()):
-        if not isinstance(phase, dict):
-            raise UserError(f"recipe: phases.{index} must be like {{parts: [all], epochs: 10}}, not {phase!r}")
-        _check_keys(phase, Phase, "phases.")
-    return content
-
-
-def _check_keys(content: Mapping[Any, Any], kind: type, where: str) -> None:
-    known = [f.name for f in dataclasses.fields(kind)]
-    for key in map(str, content):
-        if key not in known:
-            close = [k for k in known if key in k] or difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
-            raise UserError(f"recipe: there is no {where}{key}; {hint}")
-
-
-def _merged(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    if not changes:
-        return recipe
-    changes = dict(changes)
-    if changes.get("precision") is False:  # YAML's reading of `off`
-        changes["precision"] = Precision.off.value
-    phases = changes.pop("phases", None)
-    single = phases if isinstance(phases, dict) else {}  # --set phases.0.initial_lr=1e-4
-    if isinstance(phases, list):  # one by one too: so errors say in which one
-        changes["phases"], single = [{} for _ in phases], dict(enumerate(phases))
-    try:
-        config = OmegaConf.merge(OmegaConf.structured(recipe), OmegaConf.create(changes))
-        assert isinstance(config, DictConfig)
-        for index, change in single.items():
-            if not str(index).isdecimal() or int(index) >= len(config.phases):
-                raise UserError(f"recipe: there is no phases.{index}; the recipe has 0 to {len(config.phases) - 1}")
-            config.phases[int(index)] = OmegaConf.merge(config.phases[int(index)], change)
-        merged = OmegaConf.to_object(config)
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        key = getattr(error, "full_key", None) or getattr(error, "key", None) or ", ".join(map(str, changes))
-        name = re.sub(r"\[(\d+)\]", r".\1", str(key))  # phases[0].curve
-        raise UserError(f"recipe: {name}: {_reason(error)}") from error
-    assert isinstance(merged, Recipe)
-    return merged
-
-
-def _reason(error: Exception) -> str:
-    """In one line."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f"line {error.problem_mark.line + 1}: {error.problem}"
-    if "is not a ListConfig" in str(error):
-        return "it takes a list, such as [a, b]"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

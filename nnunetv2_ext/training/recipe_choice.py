@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from nnunetv2_ext.architectures.presets import family
@@ -94,7 +95,12 @@ def recipe_as_text(options: RecipeOptions, dataset: str | None = None, plans: st
         return as_yaml(recipe)
     folder = preprocessed_folder(dataset_name(dataset))
     plan, _ = read_plan(folder, plans)
-    return as_yaml(requested_recipe(plan, network_without_values(plan, read_json(folder / "dataset.json")), options))
+    dataset_json = read_json(folder / "dataset.json")
+    network = network_without_values(plan, dataset_json)
+    recipe = requested_recipe(plan, network, options)
+    check_recipe(recipe, network, PlansManager(plan).get_label_manager(dataset_json), dataset_json)
+    run_suffix(plan, recipe, options)
+    return as_yaml(recipe)
 
 
 def run_suffix(plan: Mapping[str, Any], recipe: Recipe, options: RecipeOptions) -> str:
@@ -119,7 +125,11 @@ def run_suffix(plan: Mapping[str, Any], recipe: Recipe, options: RecipeOptions) 
 
 
 def check_recipe(
-    recipe: Recipe, network: nn.Module, label_manager: Any, dataset_json: Mapping[str, Any], cases: Sequence[str]
+    recipe: Recipe,
+    network: nn.Module,
+    label_manager: Any,
+    dataset_json: Mapping[str, Any],
+    cases: Sequence[str] | None = None,
 ) -> None:
     """Refuse a recipe that this network or dataset cannot be trained with, before anything is written.
 
@@ -128,7 +138,7 @@ def check_recipe(
         network: the plan's, with or without values.
         label_manager: nnU-Net's, of the dataset.
         dataset_json: the dataset's description.
-        cases: names of all preprocessed cases.
+        cases: names of all preprocessed cases, where they are known.
 
     Raises:
         UserError: a part that matches nothing, LoRA without peft, a loss that the dataset has nothing for.
@@ -139,7 +149,9 @@ def check_recipe(
         check_installed()
         lora_modules(network, recipe.lora)
     if recipe.loss is Loss.marginal:
-        check_merged_cases(read_merged_classes(dataset_json, label_manager), cases)
+        merged_classes = read_merged_classes(dataset_json, label_manager)
+        if cases is not None:
+            check_merged_cases(merged_classes, cases)
     elif recipe.loss is Loss.topk and label_manager.has_regions:
         raise UserError("recipe: loss=topk is not defined for region-based labels: use ce, dice or focal")
 

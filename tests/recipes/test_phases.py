@@ -136,8 +136,8 @@ def test_a_span_is_called_by_its_parts_and_curve() -> None:
         ("{parts: ['stage:1.']}", "there is no part 'stage:1.'; known: all, stem,"),
         ("{parts: ['stage:-1']}", "there is no part 'stage:-1'; known: all, stem,"),
         ("{parts: ['decoder_stage:a..b']}", "there is no part 'decoder_stage:a..b'; known: all, stem,"),
-        ("{part: [all]}", "there is no phases.part; did you mean parts?"),
-        ("{lr: 1}", "there is no phases.lr; did you mean lr_scale?"),
+        ("{part: [all]}", "there is no phases.1.part; did you mean parts?"),
+        ("{lr: 1}", "there is no phases.1.lr; did you mean lr_scale?"),
         ("all", "phases.1 must be like {parts: [all], epochs: 10}, not 'all'"),
     ],
 )

@@ -12,8 +12,9 @@ import yaml
 
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.recipes.phases import Phase
+from nnunetv2_ext.recipes.reading import is_file
 from nnunetv2_ext.recipes.recipe import GradualUnfreezing, Lora, Recipe, Side
-from nnunetv2_ext.recipes.resolving import as_yaml, is_file, recipe_for, recipe_from_dict, shipped, shipped_names
+from nnunetv2_ext.recipes.resolving import as_yaml, recipe_for, recipe_from_dict, shipped, shipped_names
 from nnunetv2_ext.recipes.scaling import Blocks
 from nnunetv2_ext.training.schedule import recipe_spans
 from tests.recipes.refused import refused
@@ -312,7 +313,7 @@ def test_a_file_is_called_as_its_stem_unless_it_says_otherwise(tmp_path: Path) -
 def test_a_file_is_laid_over_the_architectures_default(family: str, written: WriteFile) -> None:
     recipe = recipe_for(family, chosen=written("weight_decay: 1e-4\nlora: {rank: 3}"))
     usual = recipe_for(family)
-    assert recipe == dataclasses.replace(usual, name="mine", weight_decay=1e-4, lora=Lora(rank=3))
+    assert recipe == dataclasses.replace(usual, name="mine", description="", weight_decay=1e-4, lora=Lora(rank=3))
 
 
 def test_num_epochs_alone_in_a_file_scales_the_default_ones_phases(written: WriteFile) -> None:
@@ -391,7 +392,8 @@ def test_a_printed_gradual_unfreezing_is_made_anew_where_the_user_changes_it(wri
         ("num_epochs: 3\n---\nnum_epochs: 4", "cannot be read as YAML: line 2: "),
         ("num_epochs: 3\0", "cannot be read as YAML: "),
         ("name: !!python/object/apply:os.getcwd []", "cannot be read as YAML: line 1: could not determine"),
-        ("num_epochs: 2020-01-01", "cannot be read as YAML: "),
+        ("num_epochs: 3\nnum_epochs: 4", "cannot be read as YAML: line 2: found duplicate key num_epochs"),
+        ("phases: {first: {parts: [all]}}", "is not a recipe: phases must be a list, each line of it beginning with -"),
         ("num_epochs: ???", "cannot be read as YAML: Missing mandatory value: num_epochs"),
         ("num_epochs: ${nothing}", "cannot be read as YAML: Interpolation key 'nothing' not found"),
         ("num_epochs: ${num_epochs}", "cannot be read as YAML: "),
@@ -412,12 +414,11 @@ def test_a_file_that_is_no_recipe_is_refused_in_a_line(text: str, words: str, wr
         ("3: 4", "recipe: there is no 3; known: name, description, num_epochs, "),
         ("primus: {drop_path: 0.1}", "recipe: there is no primus; did you mean"),
         ("lora: {r: 8}", "recipe: there is no lora.r; "),
-        ("phases: [{part: [all]}]", "recipe: there is no phases.part; did you mean parts?"),
-        ("phases: {first: {parts: [all]}}", "recipe: there is no phases.first; the recipe has 0 to 1"),
+        ("phases: [{part: [all]}]", "recipe: there is no phases.0.part; did you mean parts?"),
         ("phases: 3", "recipe: phases must be a list with at least one phase, not 3"),
         ("phases: [all]", "recipe: phases.0 must be like {parts: [all], epochs: 10}, not 'all'"),
         ("num_epochs: many", "recipe: num_epochs: Value 'many'"),
-        ("num_epochs: 1e2", "recipe: num_epochs: Value '1e2'"),
+        ("num_epochs: 1e2", "recipe: num_epochs: Value '100.0'"),
         ("num_epochs: 0", "recipe: num_epochs must be at least 1, not 0"),
         ("num_epochs:", "recipe: num_epochs: "),
         ("name:", "recipe: name: "),
