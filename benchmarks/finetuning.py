@@ -121,6 +121,7 @@ def report(curves: dict[str, np.ndarray], dice: dict[str, np.ndarray]) -> None:
 
 def draw(curves: dict[str, np.ndarray], path: Path) -> None:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
@@ -128,7 +129,8 @@ def draw(curves: dict[str, np.ndarray], path: Path) -> None:
         epochs = np.arange(1, values.shape[1] + 1)
         axes.plot(epochs, values.T, color=colour, linewidth=0.8, alpha=0.5)
         axes.plot(epochs, values.mean(axis=0), color=colour, linewidth=2.5, label=way)
-    axes.set(xlabel="epoch", ylabel="pseudo Dice, mean of the two labels", ylim=(0, 1))
+    axes.set(xlabel="epoch", ylabel="pseudo Dice, mean of the two labels", ylim=(0.4, 0.9))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", frameon=False)
