@@ -17,11 +17,15 @@ T = TypeVar("T")
 
 
 def start(name: str, *arguments: object, env: Mapping[str, str], log: Path) -> subprocess.Popen[str]:
-    """A console script in a session of its own, so that `in_session` finds all its processes; output goes to `log`."""
+    """A console script in a session of its own, so that `in_session` finds all its processes; output goes to `log`.
+
+    It listens to Ctrl-C: shells have what they start in the background ignore it, tests and all that they start too.
+    """
     with log.open("w") as file:
         return subprocess.Popen(
             [str(SCRIPTS / name), *map(str, arguments)],
             env=dict(env), stdout=file, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
 
