@@ -16,7 +16,8 @@ Per arm, the median of the rounds: the median time of an update (with `accumulat
 to stock's in the same round, the peak memory, the most bytes that autograd keeps for the backward pass ("graph", on the
 CPU alone; counted, so free of noise), the bytes of the optimizer's state after the steps, the parameters that train.
 The peak is, on CUDA, the highest memory allocated, weights and all; on the CPU the highest resident memory of the steps
-above that before the first (the copy of the weights that an average keeps is older, and not in it).
+above that before the first (the copy of the weights that an average keeps is older, and not in it). On the CPU the time
+is the process's own on one thread, so that other work on the machine hardly counts.
 
 What must hold, or the script ends with code 1: full fine-tuning takes at most 1.05 times stock's time and has the same
 losses from the same weights; the frozen encoder is at least 1.5 times as fast as full fine-tuning and keeps and needs
@@ -93,13 +94,14 @@ def measure(arm: Arm, size: Size, device: str, steps: int, folder: Path) -> Meas
         trainer.train_step(batch)
     if device == "cuda":  # leave out what cuDNN tries while it chooses its kernels
         torch.cuda.reset_peak_memory_stats()
+    clock = time.perf_counter if device == "cuda" else time.process_time
     seconds = []
     for _ in range(steps):
         _wait_for(device)
-        started = time.perf_counter()
+        started = clock()
         trainer.train_step(batch)
         _wait_for(device)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(clock() - started)
     peak = highest()
     states = [v for state in trainer.optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
     return Measurement(
@@ -204,7 +206,7 @@ def in_a_process(name: str, args: argparse.Namespace, folder: Path) -> Any:
     folders = {key: str(folder / key) for key in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     env = {**os.environ, **folders, "nnUNet_n_proc_DA": "0"}
     if args.device == "cpu":
-        env |= {"nnUNet_compile": "f", "OMP_WAIT_POLICY": "passive"}
+        env |= {"nnUNet_compile": "f", "OMP_NUM_THREADS": "1"}
     options = ["--device", args.device, "--size", args.size, "--steps", str(args.steps)]
     command = [sys.executable, __file__, *options, "--measure", name, "--folder", str(folder)]
     run = subprocess.run(command, capture_output=True, text=True, env=env)
