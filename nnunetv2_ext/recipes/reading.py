@@ -30,10 +30,10 @@ def read_recipe_file(path: Path) -> dict[str, Any]:
         UserError: no such file, no YAML, no recipe, a key that a recipe has not.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
+        text = path.read_text(encoding="utf-8")
+        if not isinstance(yaml.safe_load(text), dict):
             raise UserError(f"{path} (-r) is not a recipe: it holds no keys, such as num_epochs: 150")
-        content = OmegaConf.create(path.read_text(encoding="utf-8"))  # whose reader refuses a key that is there twice
+        content = OmegaConf.create(text)  # whose reader refuses a key that is there twice
         resolved = OmegaConf.to_container(content, resolve=True, throw_on_missing=True)  # ${key}
     except FileNotFoundError:
         raise UserError(f"there is no file {path} (-r)") from None

@@ -12,9 +12,10 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import nn
 
 from nnunetv2_ext.errors import UserError
+from nnunetv2_ext.recipes.recipe import Loss
 from nnunetv2_ext.training.marginal import NO_ENTRY, MarginalLoss, refuse_regions
 
-LOSSES = ("default", "ce", "dice", "topk", "focal", "marginal")
+LOSSES = tuple(loss.value for loss in Loss)
 
 
 def make_loss(

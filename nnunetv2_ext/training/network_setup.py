@@ -20,7 +20,7 @@ def set_up(network: nn.Module, recipe: Recipe) -> None:
     Raises:
         UserError: the network has no place for one of them, or a package is missing.
     """
-    if recipe.drop_path is not None and (recipe.drop_path or hasattr(network, "eva")):
+    if recipe.drop_path is not None:
         set_drop_path(network, recipe.drop_path)
     if recipe.lora is not None:
         modules = lora_modules(network, recipe.lora)
