@@ -12,3 +12,17 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class Stopped(BaseException):
+    """A signal asked a training to stop; nothing is lost, and the same command goes on from there.
+
+    No `Exception`: what catches those to carry on must not carry on. The commands exit with code 75.
+
+    Attributes:
+        why: the signal's name, and what is kept, in one line.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why

@@ -12,7 +12,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from nnunetv2_ext.errors import UserError
+from nnunetv2_ext.errors import Stopped, UserError
+from nnunetv2_ext.training.stopping import EXIT_STOPPED
 
 _DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -38,7 +39,8 @@ def run(
 ) -> None:
     """Parse, call, and turn a `UserError` into one line on stderr and exit code 1 (`--verbose`: with the traceback).
 
-    So do a full disk and a forbidden folder. Ctrl-C ends with code 130 and what `interrupted` says of going on.
+    So do a full disk and a forbidden folder. Ctrl-C ends with code 130 and what `interrupted` says of going on; where
+    the command listens to signals itself, they end with code 75.
     Anything else is a bug and keeps its traceback.
     """
     args = parser.parse_args(argv)
@@ -54,6 +56,8 @@ def run(
         if error.errno not in _DISK_FAULTS:
             raise
         _fail(parser, f"{error.strerror}: {error.filename or 'while writing'}", args)
+    except Stopped as stop:
+        _fail(parser, f"stopped by {stop.why}: {interrupted}", args, code=EXIT_STOPPED)
     except KeyboardInterrupt:
         _fail(parser, f"interrupted: {interrupted}", args, code=130)
 

@@ -1,0 +1,67 @@
+"""Stopping a training by a signal: at once where nothing can be lost, else at the end of the present iteration.
+
+SIGTERM (a scheduler ends the job), SIGUSR1 (it warns that it will) and SIGINT (Ctrl-C) all mean the same. What runs
+inside `deferred` asks with `requested_by` when it can stop; outside, `Stopped` is raised where the program is. This
+module is imported before torch, so that a signal during the start has the same effect.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from nnunetv2_ext.errors import Stopped
+
+EXIT_STOPPED = 75
+"""`EX_TEMPFAIL` of sysexits.h, "try again": the code of a training that was stopped and can be continued."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+_requested: list[str] = []
+_deferring: list[bool] = []
+
+
+def listen() -> None:
+    """Handle the signals from now on. Does nothing outside the main thread, where Python allows no handlers."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    owner = os.getpid()
+    for number in SIGNALS:
+        signal.signal(number, lambda received, frame: _handle(owner, received, frame))
+
+
+def requested_by() -> str | None:
+    """The name of the signal that asked to stop, or None."""
+    return _requested[0] if _requested else None
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Let what runs inside choose the moment: a signal is only noted, and raised on leaving. A second Ctrl-C is not.
+
+    Raises:
+        Stopped: on leaving without an error, if a signal came.
+    """
+    _deferring.append(True)
+    try:
+        yield
+    finally:
+        _deferring.pop()
+    if _requested and not _deferring:
+        raise Stopped(_requested[0])
+
+
+def _handle(owner: int, received: int, _: FrameType | None) -> None:
+    if os.getpid() != owner:  # a data loader's worker, forked: its parent decides when it ends
+        if received == signal.SIGTERM:
+            os._exit(128 + received)
+        return
+    name = signal.Signals(received).name
+    if name == "SIGINT" and name in _requested:
+        raise KeyboardInterrupt
+    _requested.append(name)
+    if not _deferring:
+        raise Stopped(name)
