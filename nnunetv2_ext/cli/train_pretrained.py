@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nnunetv2_ext.cli._command import Parser, run
+from nnunetv2_ext.training.parent_watch import watch
+from nnunetv2_ext.training.stopping import EXIT_STOPPED, leave_note, listen
 
 if TYPE_CHECKING:
     from nnunetv2_ext.training.recipe_choice import RecipeOptions
@@ -81,7 +84,27 @@ def parser() -> Parser:
         metavar="SOURCE",
         help="where the pre-trained checkpoint is now, if not where the plan says",
     )
-    p.add_argument("-num_gpus", type=int, default=1, metavar="N", help="GPUs to train one fold on (default: 1)")
+    p.add_argument(
+        "-num_gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes to train one fold on, one for each GPU of this machine (default: 1; several nodes: torchrun)",
+    )
+    p.add_argument(
+        "-parallel_folds",
+        type=int,
+        metavar="K",
+        help="train K folds at a time, each with a log of its own (default: one after another)",
+    )
+    p.add_argument("-gpus", metavar="IDS", help="GPUs to use, as 0,1: folds side by side are spread over them")
+    p.add_argument(
+        "-ddp_timeout",
+        type=float,
+        default=1800.0,
+        metavar="SECONDS",
+        help="how long the processes of one training wait for each other (default: 1800)",
+    )
     p.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"), help="default: cuda")
     p.add_argument("--npz", action="store_true", help="save the validation's probabilities (for ensembles)")
     p.add_argument("--c", dest="continue_training", action="store_true", help="continue from the last checkpoint")
@@ -103,10 +126,21 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the script."""
     p = parser()
-    run(p, lambda args: _run(p, args), argv, interrupted="the same command with --c continues from the last checkpoint")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        run(
+            p,
+            lambda args: _run(p, args, arguments),
+            argv,
+            interrupted="the same command with --c continues from the last checkpoint",
+        )
+    except SystemExit as end:
+        if end.code == EXIT_STOPPED:
+            leave_note()
+        raise
 
 
-def _run(p: Parser, args: argparse.Namespace) -> None:
+def _run(p: Parser, args: argparse.Namespace, arguments: Sequence[str]) -> None:
     if args.list_recipes:
         from nnunetv2_ext.recipes.listing import list_recipes
 
@@ -126,7 +160,11 @@ def _run(p: Parser, args: argparse.Namespace) -> None:
     if args.device == "cpu":
         # before torch is imported: threads that spin while they wait starve everything else on the same cores
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    from nnunetv2_ext.training.run import TrainingOptions, train
+    listen()
+    watch()
+    from nnunetv2_ext.training.fold_queue import parse_gpus
+    from nnunetv2_ext.training.options import TrainingOptions
+    from nnunetv2_ext.training.run import train
 
     options = TrainingOptions(
         device=args.device,
@@ -139,8 +177,12 @@ def _run(p: Parser, args: argparse.Namespace) -> None:
         recipe=_recipe_options(args),
         checkpoint=args.checkpoint,
         loggers=tuple(args.loggers),
+        parallel_folds=args.parallel_folds,
+        gpus=tuple(parse_gpus(args.gpus)),
+        timeout=args.ddp_timeout,
     )
-    train(dataset, configuration, folds, args.plans, options)
+    if code := train(dataset, configuration, folds, args.plans, options, arguments):
+        raise SystemExit(code)
 
 
 def _recipe_options(args: argparse.Namespace) -> RecipeOptions:
@@ -162,3 +204,7 @@ def _one_of(p: Parser, what: str, by_position: object, by_name: object) -> Any:
     if by_position is not None and by_name is not None and by_position != by_name:
         p.error(f"the {what} is given twice")
     return by_name if by_position is None else by_position
+
+
+if __name__ == "__main__":  # torchrun -m
+    main()

@@ -55,7 +55,7 @@ def write_finetuning(folder: Path, recipe: Recipe, plans: Mapping[str, Any], tra
                 k: info.get(k)
                 for k in ("checkpoint_path", "checkpoint_source", "checkpoint_sha256", "hub_repo", "hub_revision")
             },
-            "versions": {name: _version(name) for name in _PACKAGES},
+            "versions": package_versions(),
         },
     )  # fmt: skip
 
@@ -64,6 +64,11 @@ def stored_recipe(folder: Path) -> dict[str, Any] | None:
     """The recipe that a fold was started with, or None where the fold has none yet."""
     path = folder / FINETUNING_FILE
     return read_json(path)["recipe"] if path.is_file() else None
+
+
+def package_versions() -> dict[str, str | None]:
+    """Of the packages that a training's numbers depend on."""
+    return {name: _version(name) for name in _PACKAGES}
 
 
 def _version(package: str) -> str | None:

@@ -12,6 +12,7 @@ import torch
 from nnunetv2_ext.architectures.patch_size import check_patch_size
 from nnunetv2_ext.architectures.presets import short_name
 from nnunetv2_ext.errors import UserError
+from nnunetv2_ext.files import write_json
 from nnunetv2_ext.nnunet_folders import CONFIGURATION, nnunet_folder, read_json
 from nnunetv2_ext.planning.plan_files import first_lasting_difference
 from nnunetv2_ext.preprocessing.cases import is_complete
@@ -29,9 +30,9 @@ def check_device(device: str, num_gpus: int) -> None:
         raise UserError("-device mps, but torch sees no Apple GPU on this machine: use -device cpu")
     if num_gpus < 1:
         raise UserError(f"-num_gpus must be at least 1, not {num_gpus}")
-    if num_gpus > 1 and device != "cuda":
-        raise UserError(f"-num_gpus {num_gpus} needs -device cuda, not {device}")
-    if num_gpus > 1 and num_gpus > torch.cuda.device_count():
+    if num_gpus > 1 and device == "mps":
+        raise UserError(f"-num_gpus {num_gpus} needs -device cuda or -device cpu, not mps")
+    if num_gpus > 1 and device == "cuda" and num_gpus > torch.cuda.device_count():
         raise UserError(f"-num_gpus {num_gpus}, but torch sees {torch.cuda.device_count()} GPUs")
 
 
@@ -100,6 +101,25 @@ def check_cases(
                 f"{', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}"
             )
     return cases
+
+
+def ensure_splits(folder: Path, data_folder: Path, folds: Sequence[int | str]) -> None:
+    """Write nnU-Net's split where there is none yet, whole or not at all.
+
+    Its trainer would do the same, at the same moment in each of several folds that begin together.
+
+    Args:
+        folder: the dataset's preprocessed folder.
+        data_folder: the plan's cases in it.
+        folds: from `parse_folds`; `all` needs no split.
+    """
+    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+    path = folder / SPLITS_FILE
+    if not path.is_file() and any(isinstance(fold, int) for fold in folds):
+        cases = sorted(infer_dataset_class(str(data_folder)).get_identifiers(str(data_folder)))
+        write_json(path, generate_crossval_split(cases))
 
 
 def check_plan(plan: Mapping[str, Any]) -> None:

@@ -156,14 +156,6 @@ def check_recipe(
         raise UserError("recipe: loss=topk is not defined for region-based labels: use ce, dice or focal")
 
 
-def check_several_gpus(recipe: Recipe, num_gpus: int) -> None:
-    """DDP fixes at the start which parameters train. Raises UserError."""
-    if num_gpus > 1 and len({tuple(span.phase.parts) for span in recipe_spans(recipe)}) > 1:
-        raise UserError(
-            f"the recipe {recipe.name} trains other parts in other phases, which takes one GPU: -num_gpus 1"
-        )
-
-
 def refuse_another_recipe(model_folder: Path, recipe: Recipe, folds: Sequence[int | str]) -> None:
     """Refuse to put a run of one recipe among, or in the place of, those of another. Raises UserError naming both."""
     for checkpoint in sorted(model_folder.glob("fold_*/checkpoint_*.pth")):

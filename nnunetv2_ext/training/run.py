@@ -2,104 +2,43 @@
 
 from __future__ import annotations
 
-import copy
-import multiprocessing
 import os
+import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_ext.checkpoints.reading import read_network_weights
-from nnunetv2_ext.checkpoints.sources import locate_recorded_checkpoint
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.files import write_json
-from nnunetv2_ext.nnunet_folders import (
-    CONFIGURATION,
-    dataset_id,
-    dataset_name,
-    nnunet_folder,
-    preprocessed_folder,
-    read_json,
-)
-from nnunetv2_ext.planning.plan_files import read_plan
-from nnunetv2_ext.planning.pretrain_info import network_without_values, rehearse_transfer
-from nnunetv2_ext.recipes.resolving import recipe_from_dict
-from nnunetv2_ext.training.fold_records import stored_recipe
-from nnunetv2_ext.training.loggers import add_loggers, check_loggers, disable, enable
-from nnunetv2_ext.training.readiness import (
-    check_cases,
-    check_device,
-    check_plan,
-    check_results_folder,
-    parse_folds,
-    set_aside_previous_run,
-)
-from nnunetv2_ext.training.recipe_choice import (
-    RecipeOptions,
-    check_recipe,
-    check_several_gpus,
-    refuse_another_recipe,
-    requested_recipe,
-    run_suffix,
-)
+from nnunetv2_ext.nnunet_folders import CONFIGURATION, dataset_id
+from nnunetv2_ext.training.fold import train_fold
+from nnunetv2_ext.training.fold_outcomes import closing_table, exit_code
+from nnunetv2_ext.training.fold_queue import train_in_processes
+from nnunetv2_ext.training.options import TrainingOptions
+from nnunetv2_ext.training.preparation import Training, fold_jobs, prepare
+from nnunetv2_ext.training.ranks import ALONE, Ranks, joined, launched
+from nnunetv2_ext.training.readiness import ensure_splits
+
+THREADS = "NNUNETV2_EXT_THREADS"
+"""How many threads a process may use on the CPU, in the environment of folds that train side by side."""
+_MODULE = "nnunetv2_ext.cli.train_pretrained"
 
 
-@dataclass(frozen=True)
-class TrainingOptions:
-    """What the user chose, in the words of `nnUNetv2_train`.
+def train(
+    dataset: str,
+    configuration: str,
+    folds: Sequence[str],
+    plans: str,
+    options: TrainingOptions,
+    command: Sequence[str] = (),
+) -> int:
+    """Train folds, validate each, and print the prediction command.
 
-    Attributes:
-        device: `cuda`, `cpu` or `mps`.
-        num_gpus: processes on this node, one for each GPU.
-        continue_training: `--c`.
-        only_validate: `--val`.
-        validate_best: `--val_best`.
-        save_probabilities: `--npz`.
-        disable_checkpointing: `--disable_checkpointing`.
-        recipe: how to train.
-        checkpoint: `-overwrite_ckpt_path`, any source.
-        loggers: `-logger`.
-    """
-
-    device: str = "cuda"
-    num_gpus: int = 1
-    continue_training: bool = False
-    only_validate: bool = False
-    validate_best: bool = False
-    save_probabilities: bool = False
-    disable_checkpointing: bool = False
-    recipe: RecipeOptions = RecipeOptions()  # noqa: RUF009  frozen
-    checkpoint: str | None = None
-    loggers: tuple[str, ...] = ()
-
-    def check(self) -> None:
-        """Refuse combinations that make no sense. Raises UserError."""
-        self.recipe.check()
-        check_loggers(self.loggers)
-        if self.continue_training and self.only_validate:
-            raise UserError("--c continues a training and --val only validates a finished one: give one of the two")
-        if self.validate_best and self.disable_checkpointing:
-            raise UserError("--val_best needs the checkpoints that --disable_checkpointing does not write")
-        check_device(self.device, self.num_gpus)
-
-
-@dataclass(frozen=True)
-class FoldJob:
-    """One fold, ready to train; plain data, so that it can be sent to another process."""
-
-    plan: dict[str, Any]
-    dataset_json: dict[str, Any]
-    fold: int | str
-    options: TrainingOptions
-
-
-def train(dataset: str, configuration: str, folds: Sequence[str], plans: str, options: TrainingOptions) -> None:
-    """Train folds one after another, validate each, and print the prediction command.
+    One fold trains in this process, or in `options.num_gpus` of its own, or with the others that torchrun has started;
+    several folds train in a process each, so that the end of one is not the end of all.
 
     Args:
         dataset: id or full name.
@@ -107,163 +46,131 @@ def train(dataset: str, configuration: str, folds: Sequence[str], plans: str, op
         folds: numbers or `all`.
         plans: the plan's long or inner name.
         options: the user's choices.
+        command: the arguments of `nnUNetv2_train_pretrained` that ask for the same; needed for several processes.
+
+    Returns:
+        The exit code: 0 finished, 75 stopped and to be continued, 1 a fold has failed.
 
     Raises:
         UserError: whatever the user can put right, found before anything is written.
+        Stopped: a signal has come.
     """
-    options.check()
-    fold_list = parse_folds(folds)
-    if configuration != CONFIGURATION:
-        raise UserError(f"-c takes {CONFIGURATION}, the one configuration that ptPlans have, not {configuration!r}")
-    name = dataset_name(dataset)
-    folder = preprocessed_folder(name)
-    plan, long_name = read_plan(folder, plans)
-    dataset_json = read_json(folder / "dataset.json")
-    check_plan(plan)
-    cases = check_cases(folder, name, plan, dataset_json, fold_list)
-    trainer, resumes = options.recipe.trainer, options.continue_training or options.only_validate
-    network = network_without_values(plan, dataset_json)
-    recipe = requested_recipe(plan, network, options.recipe)
-    check_recipe(recipe, network, PlansManager(plan).get_label_manager(dataset_json), dataset_json, cases)
-    check_several_gpus(recipe, options.num_gpus)
-    if plan["configurations"][CONFIGURATION]["batch_size"] < options.num_gpus:
-        raise UserError(f"-num_gpus {options.num_gpus} is more than the plan's batch size: plan with a larger -bs")
-    suffix = run_suffix(plan, recipe, options.recipe)
-    plan["plans_name"] += suffix
-    plan["finetuning"] = {"trainer": trainer, "from_scratch": recipe.from_scratch, "recipe": recipe.as_dict()}
-    model_folder = nnunet_folder("nnUNet_results") / name / f"{trainer}__{plan['plans_name']}__{CONFIGURATION}"
-    check_results_folder(model_folder, plan, fold_list, continues=resumes)
-    if not resumes or options.recipe.recipe is not None:
-        refuse_another_recipe(model_folder, recipe, fold_list)
-    jobs = [
-        FoldJob(_training_plan(plan, dataset_json, model_folder / f"fold_{fold}", options), dataset_json, fold, options)
-        for fold in fold_list
-    ]
+    ranks = launched()
+    options.check(launched=ranks is not None)
+    if options.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(options.gpus)
+    if ranks is not None:
+        with joined(ranks, options.device, options.timeout) as present:
+            _train_here(prepare(dataset, configuration, folds, plans, options, present), options, present)
+        return 0
+    training = prepare(dataset, configuration, folds, plans, options, ALONE)
+    if len(training.folds) > 1:
+        return _train_in_processes(training, options, command)
+    if options.num_gpus > 1:
+        from nnunetv2_ext.training.launching import launch_on_this_node
 
-    _write_for_stock_commands(folder, plan, replace=bool(suffix))
-    model_folder.mkdir(parents=True, exist_ok=True)
-    _link_long_name(model_folder, f"{trainer}__{long_name}{suffix}__{CONFIGURATION}")
-    _set_threads(options.device)
+        fold_jobs(training, options)  # its errors, before anything is started
+        return launch_on_this_node(options.num_gpus, [*command, "-num_gpus", "1", "-gpus", ""])
+    _train_here(training, options, ALONE)
+    return 0
+
+
+def _train_here(training: Training, options: TrainingOptions, ranks: Ranks) -> None:
+    jobs, finished = ranks.from_first(lambda: fold_jobs(training, options))
+    if not ranks.is_first:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  to the end of the process
+    for fold in finished:
+        print(f"fold_{fold} is finished, its validation too: nothing is left to do")
+    if not jobs:
+        _print_next(training, options)
+        return
+    token = ranks.from_first(lambda: _begin(training))
+    ranks.agreed(lambda: _check_shared(token))
+    ranks.wait_for_all()
+    ranks.from_first(lambda: token.unlink(missing_ok=True))
+    _set_threads(options.device, ranks)
     for job in jobs:
-        fold_folder = model_folder / f"fold_{job.fold}"
-        if not options.continue_training and not options.only_validate:
-            previous = set_aside_previous_run(fold_folder)
-            if previous:
-                print(f"{fold_folder.name} held an earlier run; it is kept as {previous}")
-        _run(job)
+        train_fold(job, training.fold_folder(job.fold), ranks)
+    _print_next(training, options)
+
+
+def _train_in_processes(training: Training, options: TrainingOptions, command: Sequence[str]) -> int:
+    jobs, finished = fold_jobs(training, options)
+    for fold in finished:
+        print(f"fold_{fold} is finished and skipped")
+    if jobs:
+        _begin(training).unlink(missing_ok=True)
+    outcomes = train_in_processes(
+        [sys.executable, "-m", _MODULE, *command, "-parallel_folds", "1", "-gpus", ""],
+        [job.fold for job in jobs],
+        skipped=finished,
+        parallel=options.parallel_folds,
+        gpus=list(options.gpus),
+        logs=training.model_folder / "logs",
+    )
+    print(closing_table(outcomes))
+    code = exit_code(outcomes)
+    if code == 0:
+        _print_next(training, options)
+    return code
+
+
+def _begin(training: Training) -> Path:
+    """Write what all folds share, and leave a file in the model's folder that other nodes must see."""
+    model_folder = training.model_folder
+    try:
+        _write_for_stock_commands(training)
+        ensure_splits(training.folder, training.data_folder, training.folds)
+        model_folder.mkdir(parents=True, exist_ok=True)
+        _link_long_name(training)
+        handle, name = tempfile.mkstemp(prefix=".seen_by_all_", dir=model_folder)
+    except OSError as error:
+        raise UserError(f"{error.filename or model_folder} cannot be written to: {error.strerror}") from error
+    os.close(handle)
+    return Path(name)
+
+
+def _check_shared(token: Path) -> None:
+    if not token.is_file():
+        raise UserError(f"{token.parent} is not the folder that rank 0 writes to: nnUNet_results must be shared")
+
+
+def _print_next(training: Training, options: TrainingOptions) -> None:
     if options.disable_checkpointing:
         return
     device = "" if options.device == "cuda" else f" -device {options.device}"
     print(
-        f"\nModel: {model_folder}\nNext:\n  nnUNetv2_predict -i INPUT_FOLDER -o OUTPUT_FOLDER -d {dataset_id(name)} "
-        f"-c {CONFIGURATION} -f {' '.join(map(str, fold_list))} -p {plan['plans_name']} -tr {trainer}{device}"
+        f"\nModel: {training.model_folder}\nNext:\n  nnUNetv2_predict -i INPUT_FOLDER -o OUTPUT_FOLDER "
+        f"-d {dataset_id(training.dataset)} -c {CONFIGURATION} -f {' '.join(map(str, training.folds))} "
+        f"-p {training.plan['plans_name']} -tr {training.trainer}{device}"
     )
 
 
-def _training_plan(
-    plan: dict[str, Any], dataset_json: dict[str, Any], fold_folder: Path, options: TrainingOptions
-) -> dict[str, Any]:
-    """The plan as the trainer gets it: with the fold's recipe, and with the checkpoint where it lies on this machine.
-
-    A checkpoint that the network will be started from is rehearsed: a plan that was edited may not fit it any more.
-    """
-    plan = copy.deepcopy(plan)
-    resumes = options.continue_training or options.only_validate
-    stored = stored_recipe(fold_folder) if resumes else None
-    if stored:
-        recipe = recipe_from_dict(stored, options.recipe.overrides)
-        plan["finetuning"] |= {"from_scratch": recipe.from_scratch, "recipe": recipe.as_dict()}
-    has_checkpoint = any(fold_folder.glob("checkpoint_*.pth"))
-    if options.only_validate and not (fold_folder / "checkpoint_final.pth").is_file():
-        raise UserError(
-            f"--val needs a finished training, and {fold_folder} has no checkpoint_final.pth: --c continues it"
-        )
-    if not plan["finetuning"]["from_scratch"] and not (resumes and has_checkpoint):
-        file = locate_recorded_checkpoint(plan["pretrain_info"], options.checkpoint)
-        plan["pretrain_info"]["checkpoint_path"] = str(file.path)
-        rehearse_transfer(plan, dataset_json, read_network_weights(file), file.path)
-    return plan
-
-
-def _write_for_stock_commands(folder: Path, plan: dict[str, Any], *, replace: bool) -> None:
+def _write_for_stock_commands(training: Training) -> None:
     """Stock commands read the plan under its inner name, where plans of the fork and from scratch are not yet.
 
-    `replace`: a plan with a recipe's name follows the plan that it is derived from.
+    A plan with a run's name follows the plan that it is derived from.
     """
-    path = folder / f"{plan['plans_name']}.json"
-    if replace or not path.is_file():
-        write_json(path, plan)
+    path = training.folder / f"{training.plan['plans_name']}.json"
+    if training.suffix or not path.is_file():
+        write_json(path, training.plan)
 
 
-def _run(job: FoldJob) -> None:
-    if job.options.num_gpus == 1:
-        _train_fold(job)
-        return
-    import torch.multiprocessing as mp
-    from nnunetv2.run.run_training import find_free_network_port
-
-    os.environ["MASTER_ADDR"] = "localhost"
-    os.environ.setdefault("MASTER_PORT", str(find_free_network_port()))
-    mp.spawn(_train_fold_on_rank, args=(job,), nprocs=job.options.num_gpus, join=True)
-
-
-def _train_fold_on_rank(rank: int, job: FoldJob) -> None:
-    from nnunetv2.run.run_training import cleanup_ddp, setup_ddp
-
-    setup_ddp(rank, job.options.num_gpus)
-    torch.cuda.set_device(torch.device("cuda", rank))
-    _train_fold(job)
-    cleanup_ddp()
-
-
-def _train_fold(job: FoldJob) -> None:
-    """Train and validate one fold in this process, in the order that nnU-Net's `run_training` has."""
-    from nnunetv2.run.run_training import maybe_load_checkpoint
-    from torch.backends import cudnn
-
-    from nnunetv2_ext.training.trainer import trainer_class
-
-    options = job.options
-    plans = {**copy.deepcopy(job.plan), "continue_training": options.continue_training}
-    if options.only_validate or _rank() > 0:
-        disable()
-    else:
-        enable(options.loggers)
-    trainer = trainer_class(options.recipe.trainer)(
-        plans, CONFIGURATION, job.fold, job.dataset_json, torch.device(options.device)
-    )
-    trainer.disable_checkpointing = options.disable_checkpointing
-    maybe_load_checkpoint(trainer, options.continue_training, options.only_validate)
-    if torch.cuda.is_available():
-        cudnn.deterministic = False
-        cudnn.benchmark = True
-    if not options.only_validate:
-        if _rank() == 0:
-            config = {"recipe": trainer.recipe.as_dict(), "plans": plans["plans_name"], "fold": job.fold}
-            add_loggers(trainer.logger, options.loggers, Path(trainer.output_folder), trainer.current_epoch, config)
-        trainer.run_training()
-    if options.validate_best:
-        trainer.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_best.pth"))
-    trainer.perform_actual_validation(options.save_probabilities)
-
-
-def _rank() -> int:
-    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-
-
-def _set_threads(device: str) -> None:
+def _set_threads(device: str, ranks: Ranks) -> None:
     """As nnU-Net: all cores on the CPU; one thread beside a GPU, where more do not help."""
     if device == "cpu":
-        torch.set_num_threads(multiprocessing.cpu_count())
+        share = max(1, (os.cpu_count() or 1) // ranks.local_size)
+        torch.set_num_threads(int(os.environ.get(THREADS, share)))
     elif device == "cuda":
         torch.set_num_threads(1)
         with suppress(RuntimeError):  # can be set once in a process
             torch.set_num_interop_threads(1)
 
 
-def _link_long_name(model_folder: Path, long_folder_name: str) -> None:
+def _link_long_name(training: Training) -> None:
     """A relative link with the long name beside the model, for scripts that were written for the fork."""
-    link = model_folder.with_name(long_folder_name)
+    model_folder = training.model_folder
+    link = model_folder.with_name(f"{training.trainer}__{training.long_name}{training.suffix}__{CONFIGURATION}")
     if link.name == model_folder.name or link.exists() or link.is_symlink():
         return
     with suppress(OSError, NotImplementedError):  # not every file system has links

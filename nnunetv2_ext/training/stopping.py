@@ -11,13 +11,16 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
 from nnunetv2_ext.errors import Stopped
 
 EXIT_STOPPED = 75
 """`EX_TEMPFAIL` of sysexits.h, "try again": the code of a training that was stopped and can be continued."""
+NOTES_FOLDER = "NNUNETV2_EXT_EXIT_NOTES"
+"""Environment variable of a launcher: a folder in which a rank that was stopped leaves a file with its number."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 _requested: list[str] = []
@@ -52,6 +55,14 @@ def deferred() -> Iterator[None]:
         _deferring.pop()
     if _requested and not _deferring:
         raise Stopped(_requested[0])
+
+
+def leave_note() -> None:
+    """Tell the launcher, if there is one, that this rank was stopped: torch's says only that it ended its workers."""
+    folder, rank = os.environ.get(NOTES_FOLDER), os.environ.get("RANK")
+    if folder and rank:
+        with suppress(OSError):
+            (Path(folder) / rank).touch()
 
 
 def _handle(owner: int, received: int, _: FrameType | None) -> None:

@@ -14,6 +14,7 @@ from nnunetv2_ext.recipes.recipe import Loss, Precision, Recipe
 from nnunetv2_ext.recipes.resolving import as_yaml, recipe_for, recipe_from_dict
 from nnunetv2_ext.training import seeds
 from nnunetv2_ext.training.average import WeightAverage
+from nnunetv2_ext.training.checkpoint_files import FINAL
 from nnunetv2_ext.training.fold_records import ADAPTER_FOLDER, write_finetuning, write_transfer_report
 from nnunetv2_ext.training.gradients import backward, backward_as_one_batch, take_step
 from nnunetv2_ext.training.lora import save_adapter
@@ -28,6 +29,7 @@ from nnunetv2_ext.training.pretrained_weights import load_pretrained_weights
 from nnunetv2_ext.training.progress_figure import add_phases
 from nnunetv2_ext.training.resumable_trainer import ResumableTrainer
 from nnunetv2_ext.training.schedule import EpochSchedule
+from nnunetv2_ext.training.stopping import deferred
 from nnunetv2_ext.transfer.report import TransferReport
 
 
@@ -93,7 +95,7 @@ class PretrainedTrainer(ResumableTrainer):
         if self.recipe.seed is not None:
             seeds.seed_all(self.recipe.seed)
         super().initialize()
-        if self.local_rank == 0 and not self._continues:
+        if self.ranks.is_first and not self._continues:
             write_transfer_report(Path(self.output_folder), self._report, self.plain_network)
             self._write_finetuning()
 
@@ -104,8 +106,9 @@ class PretrainedTrainer(ResumableTrainer):
         network gets what the recipe adds to it.
         """
         network = self.plain_network
-        if not self._continues and not self.recipe.from_scratch:
+        if not self._continues and not self.recipe.from_scratch and self.ranks.is_first:
             self._report = load_pretrained_weights(network, self.plans_manager.plans, self.print_to_log_file)
+        self.share_weights(network)
         set_up(network, self.recipe)
         pretrained_channels = self.plans_manager.plans["pretrain_info"].get("pt_num_in_channels")
         self._walk = PhaseWalk(
@@ -124,7 +127,7 @@ class PretrainedTrainer(ResumableTrainer):
     @property
     def _effective_batch(self) -> int:
         """Samples for one update, over all processes."""
-        return int(self.configuration_manager.batch_size) * self.recipe.accumulation
+        return self.global_batch_size * self.recipe.accumulation
 
     def _build_loss(self) -> nn.Module:
         """nnU-Net's loss, or the one of the recipe."""
@@ -163,23 +166,28 @@ class PretrainedTrainer(ResumableTrainer):
             super().set_deep_supervision_enabled(enabled and self.enable_deep_supervision)
 
     def run_training(self) -> None:
-        """As nnU-Net, or until the recipe's plateau."""
-        try:
-            if self._continues and self._has_plateaued():
-                self.print_to_log_file("The training had reached its plateau: nothing is left to train")
-                if not (Path(self.output_folder) / "checkpoint_final.pth").is_file():  # stopped in between
-                    self.on_train_end()
-                return
-            super().run_training()
-        except Plateau as plateau:
-            self.print_to_log_file(str(plateau))
-            self.on_train_end()
+        """As nnU-Net, or until the recipe's plateau, or until a signal, between two iterations.
+
+        Raises:
+            Stopped: a signal has come.
+        """
+        with deferred():
+            try:
+                if self._continues and self._has_plateaued():
+                    self.print_to_log_file("The training had reached its plateau: nothing is left to train")
+                    if not (Path(self.output_folder) / FINAL).is_file():  # stopped in between
+                        self.on_train_end()
+                    return
+                super().run_training()
+            except Plateau as plateau:
+                self.print_to_log_file(str(plateau))
+                self.on_train_end()
 
     def on_train_start(self) -> None:
         """As nnU-Net, with the recipe in the log and, as `--set` may have changed it on continuing, in its file."""
         super().on_train_start()
         self.print_to_log_file("Recipe:\n" + as_yaml(self.recipe) + "Phases:\n" + "\n".join(phase_lines(self.recipe)))
-        if self._continues and self.local_rank == 0:
+        if self._continues and self.ranks.is_first:
             self._write_finetuning()
 
     def _write_finetuning(self) -> None:
@@ -191,11 +199,12 @@ class PretrainedTrainer(ResumableTrainer):
         super().on_epoch_start()
         if self.recipe.seed is not None:
             # ranks draw different batches; no epoch of one has the numbers of another's
-            seeds.seed_all(self.recipe.seed + 1 + self.current_epoch + self.local_rank * self.num_epochs)
+            seeds.seed_all(self.recipe.seed + 1 + self.current_epoch + self.ranks.rank * self.num_epochs)
 
     def on_train_epoch_start(self) -> None:
         """As nnU-Net, in the epoch's phase; the learning rate in full: nnU-Net's log rounds 2e-06 to 0."""
         span = self._walk.enter(self.current_epoch, self.optimizer, self.print_to_log_file)
+        self._wrap()
         super().on_train_epoch_start()
         self.print_to_log_file(
             f"Learning rate {self.optimizer.param_groups[0]['lr']:.3e} "
@@ -206,6 +215,7 @@ class PretrainedTrainer(ResumableTrainer):
 
     def train_step(self, batch: dict) -> dict:
         """One update, from `accumulation` batches; with one batch and nnU-Net's precision it is nnU-Net's own."""
+        self.stop_if_asked()
         batches = [batch, *(next(self.dataloader_train) for _ in range(self.recipe.accumulation - 1))]
         coupled = len(batches) > 1 and not is_mean_over_samples(
             self.recipe.loss.value, self.label_manager, self.configuration_manager.batch_dice
@@ -223,7 +233,7 @@ class PretrainedTrainer(ResumableTrainer):
     def _loss_of_cases(self, output: Any, target: Any, cases: list[str]) -> torch.Tensor:
         tell_cases(self.loss, cases)
         loss: torch.Tensor = self.loss(output, target)
-        return loss
+        return loss * self._share if self._share != 1 else loss
 
     def on_validation_epoch_start(self) -> None:
         """As nnU-Net, of the averaged weights where there are."""
@@ -248,7 +258,7 @@ class PretrainedTrainer(ResumableTrainer):
             Plateau: the recipe's `early_stop` is reached.
         """
         super().on_epoch_end()
-        if self.local_rank == 0:
+        if self.ranks.is_first:
             bands = [(span.label, span.start, span.end) for span in self._walk.spans]
             add_phases(Path(self.output_folder), self.logger.get_value("lrs", step=None), bands)
         if self.current_epoch < self.num_epochs and self._has_plateaued():
@@ -266,6 +276,6 @@ class PretrainedTrainer(ResumableTrainer):
     def on_train_end(self) -> None:
         """As nnU-Net; the low-rank adapter alone is saved beside the model."""
         super().on_train_end()
-        if self.recipe.lora is not None and self.local_rank == 0 and not self.disable_checkpointing:
+        if self.recipe.lora is not None and self.ranks.is_first and not self.disable_checkpointing:
             with self._averaged():
                 save_adapter(self.plain_network, Path(self.output_folder) / ADAPTER_FOLDER)
