@@ -48,8 +48,8 @@ def parser() -> Parser:
     return p
 
 
-def torchrun_arguments(arguments: Sequence[str]) -> list[str]:
-    """`arguments` as torchrun takes them: with `-m` and the training's module in place of `--`.
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """torchrun's arguments, and those of the training, which stand after `--` or `-m` and the training's module.
 
     Raises:
         UserError: they name no training.
@@ -57,9 +57,9 @@ def torchrun_arguments(arguments: Sequence[str]) -> list[str]:
     arguments = list(arguments)
     for position, argument in enumerate(arguments):
         if argument in ("-m", "--module") and arguments[position + 1 : position + 2] == [TRAINING]:
-            return arguments
+            return arguments[:position], arguments[position + 2 :]
         if argument == "--":
-            return [*arguments[:position], "-m", TRAINING, *arguments[position + 1 :]]
+            return arguments[:position], arguments[position + 1 :]
     raise UserError("the arguments of nnUNetv2_train_pretrained are missing: they stand after -- (see --help)")
 
 
@@ -67,14 +67,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the script."""
     given = list(sys.argv[1:] if argv is None else argv)
     own = given[:1] if given[:1] in (["-h"], ["--help"]) else [a for a in given if a == "--verbose"]
-    run(
-        parser(), lambda _: _run(given), own, interrupted="the same command with --c continues from the last checkpoint"
-    )
+    listen()
+    run(parser(), lambda _: _run(given), own, interrupted="the same command with --c continues")
 
 
 def _run(given: Sequence[str]) -> None:
-    arguments = torchrun_arguments(given)
+    from nnunetv2_ext.cli import train_pretrained
+
+    own, training = split_arguments(given)
+    train_pretrained.parser().parse_args(training)  # here once, not in each process
     from nnunetv2_ext.training.launching import launch
 
-    if code := launch(arguments):
+    if code := launch([*own, "-m", TRAINING, *training]):
         raise SystemExit(code)
