@@ -11,6 +11,7 @@ COMMANDS = {
     "inspect_pretrained_checkpoint": "what a checkpoint is, and what a plan would take of it",
     "convert_pretrained_checkpoint": "write weights of any origin in nnssl's format",
     "train_pretrained": "fine-tune on a planned dataset",
+    "torchrun_pretrained": "train_pretrained in several processes, on one node or several",
     "compare_finetuning": "finished trainings side by side: a table and learning curves",
     "demo": "the whole way on six subjects made from the MNI template",
 }

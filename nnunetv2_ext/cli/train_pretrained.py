@@ -162,8 +162,7 @@ def _run(p: Parser, args: argparse.Namespace, arguments: Sequence[str]) -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     listen()
     watch()
-    from nnunetv2_ext.training.fold_queue import parse_gpus
-    from nnunetv2_ext.training.options import TrainingOptions
+    from nnunetv2_ext.training.options import TrainingOptions, chosen_gpus
     from nnunetv2_ext.training.run import train
 
     options = TrainingOptions(
@@ -178,7 +177,7 @@ def _run(p: Parser, args: argparse.Namespace, arguments: Sequence[str]) -> None:
         checkpoint=args.checkpoint,
         loggers=tuple(args.loggers),
         parallel_folds=args.parallel_folds,
-        gpus=tuple(parse_gpus(args.gpus)),
+        gpus=chosen_gpus(args.gpus),
         timeout=args.ddp_timeout,
     )
     if code := train(dataset, configuration, folds, args.plans, options, arguments):

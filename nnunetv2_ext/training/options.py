@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
+import torch
+
 from nnunetv2_ext.errors import UserError
+from nnunetv2_ext.training.fold_queue import parse_gpus
 from nnunetv2_ext.training.loggers import check_loggers
 from nnunetv2_ext.training.readiness import check_device
 from nnunetv2_ext.training.recipe_choice import RecipeOptions
@@ -70,10 +74,16 @@ class TrainingOptions:
             raise UserError(f"-parallel_folds must be at least 1, not {self.parallel_folds}")
         if launched and self.num_gpus > 1:
             raise UserError("torchrun has started the processes already: leave -num_gpus out")
-        if launched and (self.parallel_folds or self.gpus):
+        side_by_side = (self.parallel_folds or 1) > 1
+        if launched and (side_by_side or self.gpus):
             raise UserError("-parallel_folds and -gpus start processes of their own: not with torchrun")
-        if self.parallel_folds and self.num_gpus > 1:
+        if side_by_side and self.num_gpus > 1:
             raise UserError("-parallel_folds trains each fold on one GPU, -num_gpus one fold on several: give one")
         if self.gpus and self.device != "cuda":
             raise UserError(f"-gpus chooses among GPUs, and -device is {self.device}")
         check_device(self.device, self.num_gpus)
+
+
+def chosen_gpus(text: str | None) -> tuple[str, ...]:
+    """The GPUs of `-gpus 0,1`, as `CUDA_VISIBLE_DEVICES` wants them. Raises UserError for what is not there."""
+    return tuple(parse_gpus(text, visible=os.environ.get("CUDA_VISIBLE_DEVICES"), num_gpus=torch.cuda.device_count()))

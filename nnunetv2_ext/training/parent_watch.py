@@ -12,8 +12,10 @@ import threading
 import time
 from contextlib import suppress
 
-LAUNCHED = ("TORCHELASTIC_RUN_ID", "NNUNETV2_EXT_LAUNCHER")
-"""One of them is in the environment of a process that torchrun, or our queue of folds, has started."""
+TORCHRUN = "TORCHELASTIC_RUN_ID"
+"""Is in the environment of what torchrun has started."""
+LAUNCHER = "NNUNETV2_EXT_LAUNCHER"
+"""Process id of our queue of folds, in the environment of what it, or something that it has started, has started."""
 _SECONDS = 0.5
 _EXIT_CODE = 1
 
@@ -21,12 +23,15 @@ _EXIT_CODE = 1
 def watch() -> None:
     """Have this process end with its launcher, if it has one, and those that it forks end with it."""
     os.register_at_fork(after_in_child=_watch_parent)
-    if any(name in os.environ for name in LAUNCHED):
+    if TORCHRUN in os.environ:
         _watch_parent()
+    elif LAUNCHER in os.environ:
+        _watch_parent(int(os.environ[LAUNCHER]))
 
 
-def _watch_parent() -> None:
-    threading.Thread(target=_end_with, args=(os.getppid(),), name="parent watch", daemon=True).start()
+def _watch_parent(parent: int | None = None) -> None:
+    arguments = (os.getppid() if parent is None else parent,)
+    threading.Thread(target=_end_with, args=arguments, name="parent watch", daemon=True).start()
 
 
 def _end_with(parent: int) -> None:

@@ -107,6 +107,7 @@ def _train_in_processes(training: Training, options: TrainingOptions, command: S
         parallel=options.parallel_folds,
         gpus=list(options.gpus),
         logs=training.model_folder / "logs",
+        cpu_cores=os.cpu_count() if options.device == "cpu" else None,
     )
     print(closing_table(outcomes))
     code = exit_code(outcomes)

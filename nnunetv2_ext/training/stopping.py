@@ -1,8 +1,8 @@
 """Stopping a training by a signal: at once where nothing can be lost, else at the end of the present iteration.
 
-SIGTERM (a scheduler ends the job), SIGUSR1 (it warns that it will) and SIGINT (Ctrl-C) all mean the same. What runs
-inside `deferred` asks with `requested_by` when it can stop; outside, `Stopped` is raised where the program is. This
-module is imported before torch, so that a signal during the start has the same effect.
+SIGTERM (a scheduler ends the job), SIGUSR1 and SIGUSR2 (it warns that it will) and SIGINT (Ctrl-C) mean the same. What
+runs inside `deferred` asks with `requested_by` when it can stop; outside, `Stopped` is raised where the program is.
+This module is imported before torch, so that a signal during the start has the same effect.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ EXIT_STOPPED = 75
 """`EX_TEMPFAIL` of sysexits.h, "try again": the code of a training that was stopped and can be continued."""
 NOTES_FOLDER = "NNUNETV2_EXT_EXIT_NOTES"
 """Environment variable of a launcher: a folder in which a rank that was stopped leaves a file with its number."""
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 _requested: list[str] = []
 _deferring: list[bool] = []
@@ -74,5 +74,5 @@ def _handle(owner: int, received: int, _: FrameType | None) -> None:
     if name == "SIGINT" and name in _requested:
         raise KeyboardInterrupt
     _requested.append(name)
-    if not _deferring:
+    if not _deferring and len(_requested) == 1:  # a second one must not interrupt the leaving
         raise Stopped(name)

@@ -15,6 +15,7 @@ from nnunetv2_ext.recipes.resolving import as_yaml, recipe_for, recipe_from_dict
 from nnunetv2_ext.training import seeds
 from nnunetv2_ext.training.average import WeightAverage
 from nnunetv2_ext.training.checkpoint_files import FINAL
+from nnunetv2_ext.training.fold_progress import report
 from nnunetv2_ext.training.fold_records import ADAPTER_FOLDER, write_finetuning, write_transfer_report
 from nnunetv2_ext.training.gradients import backward, backward_as_one_batch, take_step
 from nnunetv2_ext.training.lora import save_adapter
@@ -212,6 +213,12 @@ class PretrainedTrainer(ResumableTrainer):
         )
         for logger in self.logger.loggers:
             logger.log("phase", span.index, self.current_epoch)
+        self._report_progress("training")
+
+    def _report_progress(self, state: str) -> None:
+        if self.ranks.is_first:
+            scores = self.logger.get_value("ema_fg_dice", step=None)
+            report(self.current_epoch, self.num_epochs, scores[-1] if scores else None, state)
 
     def train_step(self, batch: dict) -> dict:
         """One update, from `accumulation` batches; with one batch and nnU-Net's precision it is nnU-Net's own."""
@@ -270,6 +277,7 @@ class PretrainedTrainer(ResumableTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """As nnU-Net, of the averaged weights where there are."""
+        self._report_progress("validating")
         with self._averaged():
             super().perform_actual_validation(save_probabilities)
 
