@@ -97,7 +97,7 @@ def parser() -> Parser:
         metavar="K",
         help="train K folds at a time, each with a log of its own (default: one after another)",
     )
-    p.add_argument("-gpus", metavar="IDS", help="GPUs to use, as 0,1: folds side by side are spread over them")
+    p.add_argument("-gpus", metavar="IDS", help="GPUs to use, as 0,1 (default: all); folds side by side are spread")
     p.add_argument(
         "-ddp_timeout",
         type=float,

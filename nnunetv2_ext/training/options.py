@@ -13,6 +13,9 @@ from nnunetv2_ext.training.loggers import check_loggers
 from nnunetv2_ext.training.readiness import check_device
 from nnunetv2_ext.training.recipe_choice import RecipeOptions
 
+ALL_GPUS = "all"
+"""What `-gpus` takes for all that are visible."""
+
 
 @dataclass(frozen=True)
 class TrainingOptions:
@@ -85,5 +88,7 @@ class TrainingOptions:
 
 
 def chosen_gpus(text: str | None) -> tuple[str, ...]:
-    """The GPUs of `-gpus 0,1`, as `CUDA_VISIBLE_DEVICES` wants them. Raises UserError for what is not there."""
+    """The GPUs of `-gpus 0,1`, as `CUDA_VISIBLE_DEVICES` wants them; none for `all`. Raises UserError for others."""
+    if text == ALL_GPUS:
+        return ()
     return tuple(parse_gpus(text, visible=os.environ.get("CUDA_VISIBLE_DEVICES"), num_gpus=torch.cuda.device_count()))

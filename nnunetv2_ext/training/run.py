@@ -17,7 +17,7 @@ from nnunetv2_ext.nnunet_folders import CONFIGURATION, dataset_id
 from nnunetv2_ext.training.fold import train_fold
 from nnunetv2_ext.training.fold_outcomes import closing_table, exit_code
 from nnunetv2_ext.training.fold_queue import train_in_processes
-from nnunetv2_ext.training.options import TrainingOptions
+from nnunetv2_ext.training.options import ALL_GPUS, TrainingOptions
 from nnunetv2_ext.training.preparation import Training, fold_jobs, prepare
 from nnunetv2_ext.training.ranks import ALONE, Ranks, joined, launched
 from nnunetv2_ext.training.readiness import ensure_splits
@@ -70,7 +70,7 @@ def train(
         from nnunetv2_ext.training.launching import launch_on_this_node
 
         fold_jobs(training, options)  # its errors, before anything is started
-        return launch_on_this_node(options.num_gpus, [*command, "-num_gpus", "1", "-gpus", ""])
+        return launch_on_this_node(options.num_gpus, [*command, "-num_gpus", "1", "-gpus", ALL_GPUS])
     _train_here(training, options, ALONE)
     return 0
 
@@ -101,7 +101,7 @@ def _train_in_processes(training: Training, options: TrainingOptions, command: S
     if jobs:
         _begin(training).unlink(missing_ok=True)
     outcomes = train_in_processes(
-        [sys.executable, "-m", _MODULE, *command, "-parallel_folds", "1", "-gpus", ""],
+        [sys.executable, "-m", _MODULE, *command, "-parallel_folds", "1", "-gpus", ALL_GPUS],
         [job.fold for job in jobs],
         skipped=finished,
         parallel=options.parallel_folds,
