@@ -28,7 +28,7 @@ INFERENCE_TRAINER = "nnUNetTrainer"
 
 FINAL, LATEST, PREVIOUS, BEST = (f"checkpoint_{name}.pth" for name in ("final", "latest", "previous", "best"))
 CONTINUED_FROM = (FINAL, LATEST, PREVIOUS, BEST)
-"""In this order: the first that can be read."""
+"""In this order: the first that can be read; one of a training that was extended before `FINAL`, which is older."""
 DAMAGED = ".damaged"
 """What is added to the name of a checkpoint that cannot be read, before another takes its place."""
 
@@ -120,9 +120,7 @@ def read_to_continue(folder: Path, names: tuple[str, ...] = CONTINUED_FROM) -> R
         UserError: there are some, and none can be read.
     """
     passed_over: dict[Path, str] = {}
-    for path in (folder / name for name in names):
-        if not path.is_file():
-            continue
+    for path in _newest_first([folder / name for name in names if (folder / name).is_file()]):
         try:
             return ReadCheckpoint(path, read_training_checkpoint(path), passed_over)
         except UserError as error:
@@ -133,6 +131,24 @@ def read_to_continue(folder: Path, names: tuple[str, ...] = CONTINUED_FROM) -> R
             "to begin anew"
         )
     return None
+
+
+def _newest_first(paths: list[Path]) -> list[Path]:
+    """`FINAL` behind those on the way, if they are further: a training that `--set num_epochs=` has extended."""
+    on_the_way = [path for path in paths if path.name in (LATEST, PREVIOUS)]
+    if not on_the_way or paths[0].name != FINAL:
+        return paths
+    if max(map(_epochs_done, on_the_way)) <= _epochs_done(paths[0]):
+        return paths
+    return [*on_the_way, *(path for path in paths if path not in on_the_way)]
+
+
+def _epochs_done(path: Path) -> int:
+    """That a checkpoint holds; -1 where it cannot be opened."""
+    try:
+        return int(load_as_data(path)["current_epoch"])
+    except (UserError, KeyError, TypeError, ValueError):
+        return -1
 
 
 def read_training_checkpoint(path: Path) -> dict[str, Any]:

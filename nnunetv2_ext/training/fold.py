@@ -61,7 +61,7 @@ def train_fold(job: FoldJob, fold_folder: Path, ranks: Ranks) -> None:
         if torch.cuda.is_available():
             cudnn.deterministic = False
             cudnn.benchmark = True
-        if not options.only_validate:
+        if not options.only_validate and not _is_trained(trainer, found):
             _train(trainer, job)
         if options.validate_best:
             trainer.load_checkpoint(str(fold_folder / BEST))
@@ -91,9 +91,13 @@ def _continue(trainer: PretrainedTrainer, found: ReadCheckpoint) -> None:
     for reason in found.passed_over.values():
         trainer.print_to_log_file(reason)
     trainer.continue_from(found)
-    done = trainer.current_epoch >= trainer.num_epochs
+    done = _is_trained(trainer, found)
     what = "the training is finished, what is left is its validation" if done else f"epoch {trainer.current_epoch}"
     trainer.print_to_log_file(f"Continuing from {found.path.name}: {what}")
+
+
+def _is_trained(trainer: PretrainedTrainer, found: ReadCheckpoint | None) -> bool:
+    return found is not None and found.path.name == FINAL and trainer.current_epoch >= trainer.num_epochs
 
 
 def _train(trainer: PretrainedTrainer, job: FoldJob) -> None:

@@ -152,7 +152,12 @@ class ResumableTrainer(DistributedTrainer):
         return result
 
     def on_train_end(self) -> None:
-        """As nnU-Net; the checkpoints on the way are not needed beside the final one."""
+        """As nnU-Net; the checkpoints on the way are not needed beside the final one.
+
+        A validation that is there is of the model before the training was extended.
+        """
+        if self.ranks.is_first and not self.disable_checkpointing:
+            (Path(self.output_folder) / "validation" / "summary.json").unlink(missing_ok=True)
         super().on_train_end()
         if self.ranks.is_first and not self.disable_checkpointing:
             (Path(self.output_folder) / PREVIOUS).unlink(missing_ok=True)

@@ -11,7 +11,6 @@ from nnunetv2_ext.checkpoints.loading import load_as_data
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.planning.plan_files import first_difference, first_lasting_difference
 from nnunetv2_ext.training.checkpoint_files import CONTINUED_FROM, FINAL
-from nnunetv2_ext.training.fold_records import stored_recipe
 
 _DATASET_KEYS = ("labels", "regions_class_order", "channel_names", "modality", "file_ending")
 """Of `dataset.json`: what a network depends on. Cases may come and go."""
@@ -25,14 +24,27 @@ def is_finished(fold_folder: Path, recipe: Mapping[str, Any], *, probabilities: 
         recipe: resolved, as a dict.
         probabilities: whether the validation's are wanted (`--npz`).
     """
-    if not (fold_folder / FINAL).is_file() or stored_recipe(fold_folder) != recipe:
+    final = fold_folder / FINAL
+    if not final.is_file():
         return False
-    validation = fold_folder / "validation"
     try:
-        json.loads((validation / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):  # none, or cut off
+        content = load_as_data(final)
+        # the fold's own record is ahead of it while a finished training is being extended
+        trained_with = content["finetuning"]["recipe"]
+        ending = content["init_args"]["dataset_json"]["file_ending"]
+    except (UserError, KeyError, TypeError):
         return False
-    return not probabilities or any(validation.glob("*.npz"))
+    return trained_with == recipe and _is_validated(fold_folder / "validation", ending, probabilities=probabilities)
+
+
+def _is_validated(validation: Path, ending: str, *, probabilities: bool) -> bool:
+    try:
+        summary = json.loads((validation / "summary.json").read_text(encoding="utf-8"))
+        cases = [Path(case["prediction_file"]).name.removesuffix(ending) for case in summary["metric_per_case"]]
+    except (OSError, ValueError, KeyError, TypeError):  # none, or cut off
+        return False
+    # nnU-Net writes a case's .pkl when its .npz is whole
+    return not probabilities or all((validation / f"{c}{e}").is_file() for c in cases for e in (".npz", ".pkl"))
 
 
 def check_same_training(fold_folder: Path, plan: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> None:

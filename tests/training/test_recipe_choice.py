@@ -16,7 +16,6 @@ from nnunetv2_ext.recipes.resolving import recipe_for, shipped_names
 from nnunetv2_ext.training.recipe_choice import (
     RecipeOptions,
     check_recipe,
-    check_several_gpus,
     recipe_as_text,
     refuse_another_recipe,
     requested_recipe,
@@ -229,16 +228,6 @@ def test_topk_is_refused_for_regions_alone() -> None:
     check("loss=focal", has_regions=True)
     with pytest.raises(UserError, match="loss=topk is not defined for region-based labels: use ce, dice or focal"):
         check("loss=topk", has_regions=True)
-
-
-def test_several_gpus_are_for_recipes_that_train_the_same_throughout() -> None:
-    for name in ("default", "short", "lora", "frozen_encoder", "layer_decay"):
-        check_several_gpus(recipe_for("cnn", chosen=name), 4)
-    for name in ("sawtooth", "gradual_unfreezing"):
-        check_several_gpus(recipe_for("cnn", chosen=name), 1)
-        with pytest.raises(UserError, match=f"the recipe {name} trains other parts in other phases.*-num_gpus 1"):
-            check_several_gpus(recipe_for("cnn", chosen=name), 2)
-    check_several_gpus(recipe_for("cnn", ["num_epochs=2"], chosen="sawtooth"), 2)  # the decoder alone
 
 
 # another recipe's results
