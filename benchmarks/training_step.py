@@ -41,6 +41,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from memory import highest_memory
 from random_trainers import SIZES, Arm, Size, make_batch, make_trainer, network_of, prepare
 
 SLOWEST_FULL, FASTEST_FROZEN = 1.05, 1.5
@@ -89,7 +90,7 @@ def measure(arm: Arm, size: Size, device: str, steps: int, folder: Path) -> Meas
     trainer = make_trainer(arm, size, device, folder)
     batch = make_batch(trainer, arm, size)
     trainer.dataloader_train = itertools.repeat(batch)  # where accumulation takes more from
-    highest = _highest_memory(device)
+    highest = highest_memory(device)
     for _ in range(size.warm_up):
         trainer.train_step(batch)
     if device == "cuda":  # leave out what cuDNN tries while it chooses its kernels
@@ -141,21 +142,6 @@ def kept_by_autograd(trainer: Any, batch: dict[str, Any]) -> int:
     with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
         trainer.train_step(batch)
     return highest
-
-
-def _highest_memory(device: str) -> Callable[[], float]:
-    """Ask the result, later, for the highest memory since now, in bytes; see the module's words."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return lambda: float(torch.cuda.max_memory_allocated())
-
-    def resident(key: str) -> float:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(float(line.split()[1]) for line in lines if line.startswith(key + ":")) * 1024
-
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmRSS")
-    return lambda: resident("VmHWM") - before
 
 
 def _wait_for(device: str) -> None:
