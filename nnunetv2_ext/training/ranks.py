@@ -228,6 +228,7 @@ def joined(ranks: Ranks | None, device: str, timeout: float) -> Iterator[Ranks]:
     _present.append(ranks)
     try:
         yield ranks
+        dist.destroy_process_group()  # not after an error: it may wait for those that have gone
     except Stopped as stop:
         if not ranks.is_first:  # one line is enough
             raise SystemExit(EXIT_STOPPED) from stop
@@ -243,7 +244,6 @@ def joined(ranks: Ranks | None, device: str, timeout: float) -> Iterator[Ranks]:
         ) from error
     finally:
         _present.pop()
-        dist.destroy_process_group()
 
 
 def _check_device(ranks: Ranks, device: str) -> None:

@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -28,6 +28,7 @@ from nnunetv2_ext.training.checkpoint_files import (
 )
 from nnunetv2_ext.training.distributed_trainer import DistributedTrainer
 from nnunetv2_ext.training.lora import merged_state_dict
+from nnunetv2_ext.training.plateau import Plateau
 from nnunetv2_ext.training.random_states import random_states, set_random_states
 from nnunetv2_ext.training.stopping import requested_by
 
@@ -106,16 +107,22 @@ class ResumableTrainer(DistributedTrainer):
     def on_epoch_start(self) -> None:
         """As nnU-Net, with the random numbers of a training that was never interrupted.
 
-        The state is kept in memory until the next epoch: a training that is stopped in between goes on from here.
+        Where `checkpoint_latest.pth` is older, the state is kept in memory: a training that is stopped before the next
+        epoch goes on from here.
         """
         if self._random_states is not None:
             if self.ranks.rank < len(self._random_states):
                 set_random_states(self._random_states[self.ranks.rank], self.device)
             self._random_states = None
         if not self.disable_checkpointing and self._latest_starts != self.current_epoch:
-            with self._content(self.current_epoch) as content:
-                self._epoch_start = held_in_memory(content) if self.ranks.is_first else None
+            self.keep_epoch_start()
         super().on_epoch_start()
+
+    def keep_epoch_start(self) -> None:
+        """Copy what a checkpoint of this moment would hold, on the first rank."""
+        self._epoch_start = None  # before the next is made: one copy is enough
+        with self._content(self.current_epoch) as content:
+            self._epoch_start = held_in_memory(content) if self.ranks.is_first else None
 
     def stop_if_asked(self) -> None:
         """End here, at the same iteration on all ranks, if a signal asked one of them to.
@@ -128,15 +135,48 @@ class ResumableTrainer(DistributedTrainer):
         signal = self.ranks.any_has(requested_by())
         if signal is None:
             return
-        kept = "checkpointing is disabled and nothing is kept"
-        if not self.disable_checkpointing:
-            if self._latest_starts != self.current_epoch and self._epoch_start is not None:
-                save_whole(self._epoch_start, Path(self.output_folder) / LATEST)
-            kept = f"its start is in {LATEST}"
+        kept = self._save_epoch_start()
         self.ranks.wait_for_all()  # a launcher ends all when the first has gone
         self._end_loaders()
+        self._stop(signal, kept)
+
+    def _stop(self, signal: str, kept: str) -> NoReturn:
         self.print_to_log_file(f"Stopped by {signal} in epoch {self.current_epoch}: {kept}")
         raise Stopped(f"{signal} in epoch {self.current_epoch}; {kept}")
+
+    def _save_epoch_start(self) -> str:
+        """Make the epoch's start `checkpoint_latest.pth`, if that is older; needs no other rank. Says what is kept."""
+        if self.disable_checkpointing:
+            return "checkpointing is disabled and nothing is kept"
+        kept = self._epoch_start
+        if kept is not None and (self._latest_starts is None or kept["current_epoch"] > self._latest_starts):
+            save_whole(kept, Path(self.output_folder) / LATEST)
+            self._latest_starts, self._epoch_start = kept["current_epoch"], None
+        return f"its start is in {LATEST}"
+
+    @contextmanager
+    def keeping_the_epoch_start(self) -> Iterator[None]:
+        """Lose no finished epoch to an error: a lost process, memory that is full, a bug.
+
+        An error after a signal is the signal's: it has ended the workers of the data loader, or another rank.
+
+        Raises:
+            Stopped: in place of an error that came after a signal.
+        """
+        try:
+            yield
+        except (UserError, Plateau):
+            raise
+        except Exception as error:
+            if not self.ranks.is_first or self.current_epoch >= self.num_epochs:
+                raise
+            kept = self._save_epoch_start()
+            if (signal := requested_by()) is not None:
+                self.print_to_log_file(f"{type(error).__name__} after {signal}: {error}")
+                self._end_loaders()
+                self._stop(signal, kept)
+            self.print_to_log_file(f"The training ended in epoch {self.current_epoch} by an error; {kept}")
+            raise
 
     def _end_loaders(self) -> None:
         """End the data loaders' workers; left alone they complain that their training has gone."""

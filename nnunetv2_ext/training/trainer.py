@@ -172,7 +172,7 @@ class PretrainedTrainer(ResumableTrainer):
         Raises:
             Stopped: a signal has come.
         """
-        with deferred():
+        with deferred(), self.keeping_the_epoch_start():
             try:
                 if self._continues and self._has_plateaued():
                     self.print_to_log_file("The training had reached its plateau: nothing is left to train")
