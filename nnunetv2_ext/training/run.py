@@ -14,7 +14,6 @@ import torch
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.files import write_json
 from nnunetv2_ext.nnunet_folders import CONFIGURATION, dataset_id
-from nnunetv2_ext.training.fold import train_fold
 from nnunetv2_ext.training.fold_outcomes import closing_table, exit_code
 from nnunetv2_ext.training.fold_queue import train_in_processes
 from nnunetv2_ext.training.options import ALL_GPUS, TrainingOptions
@@ -89,6 +88,8 @@ def _train_here(training: Training, options: TrainingOptions, ranks: Ranks) -> N
     ranks.wait_for_all()
     ranks.from_first(lambda: token.unlink(missing_ok=True))
     _set_threads(options.device, ranks)
+    from nnunetv2_ext.training.fold import train_fold  # nnU-Net's trainer takes seconds to import: not for a refusal
+
     for job in jobs:
         train_fold(job, training.fold_folder(job.fold), ranks)
     _print_next(training, options)
