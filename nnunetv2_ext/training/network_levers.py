@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.layers import DropPath
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -36,6 +35,8 @@ def set_drop_path(network: nn.Module, rate: float) -> None:
             f"drop path is for Primus, a {type(network).__name__} has no blocks to drop: switch it off with "
             "--set drop_path=0"
         )
+    from timm.layers import DropPath  # which takes a second to import, with torchvision
+
     for block, block_rate in zip(blocks, np.linspace(0, rate, len(blocks)), strict=True):
         for name in ("drop_path1", "drop_path2"):  # timm's EvaBlock
             module = DropPath(float(block_rate)) if block_rate > 0 else nn.Identity()
