@@ -12,6 +12,8 @@ from nnunetv2_ext.training.fold_progress import clock
 from nnunetv2_ext.training.stopping import EXIT_STOPPED
 
 _TAIL_BYTES = 64 * 1024
+_LONGEST_REASON = 400
+"""Characters; an error of ours is one line that a terminal may wrap."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def closing_table(outcomes: Sequence[FoldOutcome], width: int = 100) -> str:
     lines = [f"Logs: {logs[0].parent}"] if logs else []
     for outcome in outcomes:
         if why := _why(outcome):
-            lines.append(_cut(f"fold {outcome.fold}: {why}", width))
+            lines.append(_cut(f"fold {outcome.fold}: {why}", _LONGEST_REASON))
     return "\n".join([capture.get().rstrip(), *lines])
 
 

@@ -23,10 +23,9 @@ from pathlib import Path
 from nnunetv2_ext.errors import Stopped, UserError
 from nnunetv2_ext.training.fold_outcomes import FoldOutcome, last_line
 from nnunetv2_ext.training.fold_progress import PROGRESS_FILE_VARIABLE, Lines, display_of, read_progress
+from nnunetv2_ext.training.parent_watch import LAUNCHER
 from nnunetv2_ext.training.stopping import EXIT_STOPPED, deferred, requested_by
 
-LAUNCHER_VARIABLE = "NNUNETV2_EXT_LAUNCHER"
-"""In the environment of a fold's process: the id of the process that started it, without which it must not go on."""
 THREADS_VARIABLE = "NNUNETV2_EXT_THREADS"
 """In the environment of a fold's process on the CPU: its share of the cores."""
 _SECONDS_BETWEEN_LOOKS = 0.1
@@ -108,7 +107,7 @@ def train_in_processes(
         OSError: the folder of logs cannot be made.
     """
     at_once = 1 if parallel is None else max(1, min(parallel, len(folds)))
-    variables = {LAUNCHER_VARIABLE: str(os.getpid())}
+    variables = {LAUNCHER: str(os.getpid())}
     if parallel is None:
         display, slots = Lines(), [",".join(gpus) or None]
     else:

@@ -12,7 +12,7 @@ from types import FrameType
 
 from nnunetv2_ext.training.stopping import SIGNALS
 
-_MORE_SIGNALS = (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR2, signal.SIGXCPU)
+_MORE_SIGNALS = (signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU)
 """They mean the same to a launcher, unless it was started to ignore them (nohup). Workers get SIGTERM instead."""
 _WAIT_FOR_WORKERS = 5
 """Seconds after a signal until a launcher that has no workers yet, since it waits for other nodes, gives up."""

@@ -15,15 +15,12 @@ from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.files import write_json
 from nnunetv2_ext.nnunet_folders import CONFIGURATION, dataset_id
 from nnunetv2_ext.training.fold_outcomes import closing_table, exit_code
-from nnunetv2_ext.training.fold_queue import train_in_processes
+from nnunetv2_ext.training.fold_queue import THREADS_VARIABLE, train_in_processes
+from nnunetv2_ext.training.launching import TRAINING, launch_on_this_node
 from nnunetv2_ext.training.options import ALL_GPUS, TrainingOptions
 from nnunetv2_ext.training.preparation import Training, fold_jobs, prepare
 from nnunetv2_ext.training.ranks import ALONE, Ranks, joined, launched
 from nnunetv2_ext.training.readiness import ensure_splits
-
-THREADS = "NNUNETV2_EXT_THREADS"
-"""How many threads a process may use on the CPU, in the environment of folds that train side by side."""
-_MODULE = "nnunetv2_ext.cli.train_pretrained"
 
 
 def train(
@@ -66,8 +63,6 @@ def train(
     if len(training.folds) > 1:
         return _train_in_processes(training, options, command)
     if options.num_gpus > 1:
-        from nnunetv2_ext.training.launching import launch_on_this_node
-
         fold_jobs(training, options)  # its errors, before anything is started
         return launch_on_this_node(options.num_gpus, [*command, "-num_gpus", "1", "-gpus", ALL_GPUS])
     _train_here(training, options, ALONE)
@@ -102,7 +97,7 @@ def _train_in_processes(training: Training, options: TrainingOptions, command: S
     if jobs:
         _begin(training).unlink(missing_ok=True)
     outcomes = train_in_processes(
-        [sys.executable, "-m", _MODULE, *command, "-parallel_folds", "1", "-gpus", ALL_GPUS],
+        [sys.executable, "-m", TRAINING, *command, "-parallel_folds", "1", "-gpus", ALL_GPUS],
         [job.fold for job in jobs],
         skipped=finished,
         parallel=options.parallel_folds,
@@ -162,7 +157,7 @@ def _set_threads(device: str, ranks: Ranks) -> None:
     """As nnU-Net: all cores on the CPU; one thread beside a GPU, where more do not help."""
     if device == "cpu":
         share = max(1, (os.cpu_count() or 1) // ranks.local_size)
-        torch.set_num_threads(int(os.environ.get(THREADS, share)))
+        torch.set_num_threads(int(os.environ.get(THREADS_VARIABLE, share)))
     elif device == "cuda":
         torch.set_num_threads(1)
         with suppress(RuntimeError):  # can be set once in a process

@@ -153,7 +153,7 @@ def test_a_failed_save_leaves_the_last_checkpoint(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", disk_full)
-    with pytest.raises(UserError, match="No space left on device.*checkpoint_final.pth are as they were"):
+    with pytest.raises(UserError, match=r"No space left on device.*checkpoint_final.pth are as they were"):
         trainer.save_checkpoint(str(path))
     assert path.read_bytes() == before
     assert not [p for p in path.parent.iterdir() if p.name.endswith(".tmp")]
@@ -166,7 +166,7 @@ def test_a_truncated_checkpoint_is_one_line(
     trainer = make_trainer(planned_resenc)
     path = tmp_path / "checkpoint_latest.pth"
     path.write_bytes(planned_resenc.checkpoint.read_bytes()[:kept])
-    with pytest.raises(UserError, match="checkpoint_latest.pth is damaged"):
+    with pytest.raises(UserError, match=r"checkpoint_latest\.pth is damaged"):
         trainer.load_checkpoint(str(path))
 
 
