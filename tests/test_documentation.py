@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from torch.distributed.run import get_args_parser
 
 from nnunetv2_ext.__main__ import COMMANDS
+from nnunetv2_ext.cli.torchrun_pretrained import DESCRIPTION, TRAINING, split_arguments
 from nnunetv2_ext.recipes.phases import Phase
 from nnunetv2_ext.recipes.recipe import GradualUnfreezing, Lora, Recipe
 from nnunetv2_ext.recipes.resolving import recipe_for, shipped_names
@@ -28,6 +30,7 @@ FLAGS_STAND_IN = {
     "inspect_pretrained_checkpoint": "inspect_and_convert.md",
     "convert_pretrained_checkpoint": "inspect_and_convert.md",
     "train_pretrained": "training.md",
+    "torchrun_pretrained": "clusters.md",
     "compare_finetuning": "comparison.md",
 }
 
@@ -45,6 +48,8 @@ def _our_commands() -> list[tuple[str, str, list[str]]]:
             words = list(dropwhile(lambda word: "=" in word, shlex.split(line, comments=True)))
             if words[:3] == ["python", "-m", "nnunetv2_ext"] and len(words) > 3:
                 words = [f"nnUNetv2_{words[3].removeprefix('nnUNetv2_')}", *words[4:]]
+            if words and words[0] == "torchrun":  # its launcher's arguments stand in front of the same module
+                words[0] = "nnUNetv2_torchrun_pretrained"
             if words and words[0] in OURS:
                 found.append((page.name, OURS[words[0]], words[1:]))
     return found
@@ -60,9 +65,21 @@ def _anchors(page: Path) -> set[str]:
     ("page", "command", "arguments"), _our_commands(), ids=lambda v: v if isinstance(v, str) else " ".join(v)[:40]
 )
 def test_a_command_in_the_documentation_is_accepted(page: str, command: str, arguments: list[str]) -> None:
-    parser = importlib.import_module(f"nnunetv2_ext.cli.{command}").parser()
-    if "--help" not in arguments:
-        parser.parse_args(arguments)
+    if "--help" in arguments:
+        return
+    if command == "torchrun_pretrained":
+        of_torchrun, arguments = split_arguments(arguments)
+        parsed = get_args_parser().parse_args([*of_torchrun, "-m", TRAINING])
+        assert parsed.training_script == TRAINING
+        command = "train_pretrained"
+    importlib.import_module(f"nnunetv2_ext.cli.{command}").parser().parse_args(arguments)
+
+
+def test_every_argument_in_the_launchers_help_stands_on_its_page() -> None:
+    page = (ROOT / "documentation" / FLAGS_STAND_IN["torchrun_pretrained"]).read_text(encoding="utf-8")
+    flags = re.findall(r"^  (--\w+)", DESCRIPTION, flags=re.MULTILINE)
+    assert len(flags) > 5
+    assert [flag for flag in flags if not re.search(rf"`{flag}[` ]", page)] == []
 
 
 def test_every_command_is_shown_in_the_documentation() -> None:
