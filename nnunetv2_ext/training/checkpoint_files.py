@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -66,11 +67,11 @@ def held_in_memory(value: Any) -> Any:
 
     A tensor that stands in several places is copied once.
     """
-    copies: dict[tuple[int, torch.Size, tuple[int, ...]], torch.Tensor] = {}
+    copies: dict[tuple[int, torch.dtype, torch.Size, tuple[int, ...]], torch.Tensor] = {}
 
     def copied(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            key = (value.data_ptr(), value.shape, value.stride())
+            key = (value.data_ptr(), value.dtype, value.shape, value.stride())
             if key not in copies or not value.numel():
                 copies[key] = value.detach().to("cpu", copy=True)
             return copies[key]
@@ -93,20 +94,38 @@ def save_whole(checkpoint: Mapping[str, Any], path: Path) -> None:
     """
     try:
         with whole_or_absent(path) as temporary:
-            torch.save(dict(checkpoint), temporary)
+            _write(checkpoint, temporary)
             flush_to_disk(temporary)
             if path.name == LATEST and path.is_file():
                 os.replace(path, path.with_name(PREVIOUS))
         flush_to_disk(path.parent)
-    except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError for a full disk
-        if isinstance(error, RuntimeError) and "write" not in str(error):
-            raise
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    except OSError as error:
         kept = [name for name in CONTINUED_FROM if path.with_name(name).is_file()]
         still = f"{' and '.join(kept)} are as they were: make room, and" if kept else "make room;"
         raise UserError(
-            f"{path} could not be written ({reason}); {still} the same command with --c continues"
+            f"{path} could not be written ({error.strerror or error}); {still} the same command with --c continues"
         ) from error
+
+
+class _Remembering(io.BufferedWriter):
+    """A file that remembers why it could not be written; torch's writer raises something else in place of it."""
+
+    problem: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.problem = error
+            raise
+
+
+def _write(checkpoint: Mapping[str, Any], path: Path) -> None:
+    with _Remembering(io.FileIO(path, "w")) as file:
+        try:
+            torch.save(dict(checkpoint), file)
+        except RuntimeError as error:
+            raise file.problem or error from None
 
 
 def read_to_continue(folder: Path, names: tuple[str, ...] = CONTINUED_FROM) -> ReadCheckpoint | None:
@@ -156,8 +175,8 @@ def read_training_checkpoint(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error})") from error
+    except Exception as error:  # damaged bytes lead the reader anywhere
+        raise UserError(f"{path} is damaged ({str(error) or type(error).__name__})") from error
     if damaged is not None:
         raise UserError(f"{path} is damaged (the checksum of {damaged} is wrong)")
     content = load_as_data(path)

@@ -23,6 +23,7 @@ NOTES_FOLDER = "NNUNETV2_EXT_EXIT_NOTES"
 """Environment variable of a launcher: a folder in which a rank that was stopped leaves a file with its number."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
+_owner: list[int] = []
 _requested: list[str] = []
 _deferring: list[bool] = []
 
@@ -31,9 +32,11 @@ def listen() -> None:
     """Handle the signals from now on. Does nothing outside the main thread, where Python allows no handlers."""
     if threading.current_thread() is not threading.main_thread():
         return
-    owner = os.getpid()
+    if not _owner:
+        os.register_at_fork(after_in_child=_leave_to_parent)
+    _owner[:] = [os.getpid()]
     for number in SIGNALS:
-        signal.signal(number, lambda received, frame: _handle(owner, received, frame))
+        signal.signal(number, _handle)
 
 
 def requested_by() -> str | None:
@@ -65,8 +68,18 @@ def leave_note() -> None:
             (Path(folder) / rank).touch()
 
 
-def _handle(owner: int, received: int, _: FrameType | None) -> None:
-    if os.getpid() != owner:  # a data loader's worker, forked: its parent decides when it ends
+def _leave_to_parent() -> None:
+    """In a forked process, a data loader's worker: its parent decides when it ends, and does so with SIGTERM.
+
+    No handler of Python's: it is not run if the signal comes right before a call that blocks.
+    """
+    for number in SIGNALS:
+        if signal.getsignal(number) is _handle:
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+
+
+def _handle(received: int, _: FrameType | None) -> None:
+    if os.getpid() not in _owner:  # forked this moment
         if received == signal.SIGTERM:
             os._exit(128 + received)
         return
