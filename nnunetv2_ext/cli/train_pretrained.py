@@ -177,7 +177,7 @@ def _run(p: Parser, args: argparse.Namespace, arguments: Sequence[str]) -> None:
         checkpoint=args.checkpoint,
         loggers=tuple(args.loggers),
         parallel_folds=args.parallel_folds,
-        gpus=chosen_gpus(args.gpus),
+        gpus=chosen_gpus(args.gpus, args.device),
         timeout=args.ddp_timeout,
     )
     if code := train(dataset, configuration, folds, args.plans, options, arguments):

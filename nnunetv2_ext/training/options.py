@@ -82,13 +82,17 @@ class TrainingOptions:
             raise UserError("-parallel_folds and -gpus start processes of their own: not with torchrun")
         if side_by_side and self.num_gpus > 1:
             raise UserError("-parallel_folds trains each fold on one GPU, -num_gpus one fold on several: give one")
-        if self.gpus and self.device != "cuda":
-            raise UserError(f"-gpus chooses among GPUs, and -device is {self.device}")
         check_device(self.device, self.num_gpus)
 
 
-def chosen_gpus(text: str | None) -> tuple[str, ...]:
-    """The GPUs of `-gpus 0,1`, as `CUDA_VISIBLE_DEVICES` wants them; none for `all`. Raises UserError for others."""
-    if text == ALL_GPUS:
+def chosen_gpus(text: str | None, device: str) -> tuple[str, ...]:
+    """The GPUs of `-gpus 0,1`, as `CUDA_VISIBLE_DEVICES` wants them; none for `all`.
+
+    Raises:
+        UserError: no such GPU, or the device is none.
+    """
+    if text is None or text == ALL_GPUS:
         return ()
+    if device != "cuda":
+        raise UserError(f"-gpus chooses among GPUs, and -device is {device}")
     return tuple(parse_gpus(text, visible=os.environ.get("CUDA_VISIBLE_DEVICES"), num_gpus=torch.cuda.device_count()))

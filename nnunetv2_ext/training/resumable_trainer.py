@@ -141,6 +141,10 @@ class ResumableTrainer(DistributedTrainer):
         self._stop(signal, kept)
 
     def _stop(self, signal: str, kept: str) -> NoReturn:
+        if self.disable_checkpointing:  # no job script must queue it again
+            if not self.ranks.is_first:
+                raise SystemExit(1)
+            raise UserError(f"stopped by {signal} in epoch {self.current_epoch}; {kept}")
         self.print_to_log_file(f"Stopped by {signal} in epoch {self.current_epoch}: {kept}")
         raise Stopped(f"{signal} in epoch {self.current_epoch}; {kept}")
 

@@ -8,19 +8,20 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.files import write_json
-from nnunetv2_ext.nnunet_folders import CONFIGURATION, dataset_id
+from nnunetv2_ext.nnunet_folders import CONFIGURATION, dataset_id, read_json
 from nnunetv2_ext.training.fold_outcomes import closing_table, exit_code
 from nnunetv2_ext.training.fold_queue import THREADS_VARIABLE, train_in_processes
 from nnunetv2_ext.training.launching import TRAINING, launch_on_this_node
 from nnunetv2_ext.training.options import ALL_GPUS, TrainingOptions
 from nnunetv2_ext.training.preparation import Training, fold_jobs, prepare
 from nnunetv2_ext.training.ranks import ALONE, Ranks, joined, launched
-from nnunetv2_ext.training.readiness import ensure_splits
+from nnunetv2_ext.training.readiness import SPLITS_FILE, ensure_splits
 
 
 def train(
@@ -52,9 +53,9 @@ def train(
         Stopped: a signal has come.
     """
     ranks = launched()
-    options.check(launched=ranks is not None)
-    if options.gpus:
+    if options.gpus:  # before CUDA is asked anything, and the answer kept
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(options.gpus)
+    options.check(launched=ranks is not None)
     if ranks is not None:
         with joined(ranks, options.device, options.timeout) as present:
             _train_here(prepare(dataset, configuration, folds, plans, options, present), options, present)
@@ -79,6 +80,8 @@ def _train_here(training: Training, options: TrainingOptions, ranks: Ranks) -> N
         _print_next(training, options)
         return
     token = ranks.from_first(lambda: _begin(training))
+    ranks.agreed(lambda: _ensure_splits(training, ranks))
+    ranks.compare({SPLITS_FILE: ranks.agreed(lambda: _splits(training))})
     ranks.agreed(lambda: _check_shared(token))
     ranks.wait_for_all()
     ranks.from_first(lambda: token.unlink(missing_ok=True))
@@ -96,6 +99,7 @@ def _train_in_processes(training: Training, options: TrainingOptions, command: S
         print(f"fold_{fold} is finished and skipped")
     if jobs:
         _begin(training).unlink(missing_ok=True)
+        _ensure_splits(training, ALONE)
     outcomes = train_in_processes(
         [sys.executable, "-m", TRAINING, *command, "-parallel_folds", "1", "-gpus", ALL_GPUS],
         [job.fold for job in jobs],
@@ -117,7 +121,6 @@ def _begin(training: Training) -> Path:
     model_folder = training.model_folder
     try:
         _write_for_stock_commands(training)
-        ensure_splits(training.folder, training.data_folder, training.folds)
         model_folder.mkdir(parents=True, exist_ok=True)
         _link_long_name(training)
         handle, name = tempfile.mkstemp(prefix=".seen_by_all_", dir=model_folder)
@@ -125,6 +128,17 @@ def _begin(training: Training) -> Path:
         raise UserError(f"{error.filename or model_folder} cannot be written to: {error.strerror}") from error
     os.close(handle)
     return Path(name)
+
+
+def _ensure_splits(training: Training, ranks: Ranks) -> None:
+    """Once on each node, whose preprocessed cases may be its own."""
+    if ranks.local_rank == 0:
+        ensure_splits(training.folder, training.data_folder, training.folds)
+
+
+def _splits(training: Training) -> Any:
+    path = training.folder / SPLITS_FILE
+    return read_json(path) if path.is_file() else None
 
 
 def _check_shared(token: Path) -> None:
