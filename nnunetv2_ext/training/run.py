@@ -8,13 +8,12 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from nnunetv2_ext.errors import UserError
-from nnunetv2_ext.files import write_json
-from nnunetv2_ext.nnunet_folders import CONFIGURATION, dataset_id, read_json
+from nnunetv2_ext.files import sha256, write_json
+from nnunetv2_ext.nnunet_folders import CONFIGURATION, dataset_id
 from nnunetv2_ext.training.fold_outcomes import closing_table, exit_code
 from nnunetv2_ext.training.fold_queue import THREADS_VARIABLE, train_in_processes
 from nnunetv2_ext.training.launching import TRAINING, launch_on_this_node
@@ -81,7 +80,8 @@ def _train_here(training: Training, options: TrainingOptions, ranks: Ranks) -> N
         return
     token = ranks.from_first(lambda: _begin(training))
     ranks.agreed(lambda: _ensure_splits(training, ranks))
-    ranks.compare({SPLITS_FILE: ranks.agreed(lambda: _splits(training))})
+    splits = training.folder / SPLITS_FILE
+    ranks.compare({SPLITS_FILE: sha256(splits) if splits.is_file() else None})
     ranks.agreed(lambda: _check_shared(token))
     ranks.wait_for_all()
     ranks.from_first(lambda: token.unlink(missing_ok=True))
@@ -134,11 +134,6 @@ def _ensure_splits(training: Training, ranks: Ranks) -> None:
     """Once on each node, whose preprocessed cases may be its own."""
     if ranks.local_rank == 0:
         ensure_splits(training.folder, training.data_folder, training.folds)
-
-
-def _splits(training: Training) -> Any:
-    path = training.folder / SPLITS_FILE
-    return read_json(path) if path.is_file() else None
 
 
 def _check_shared(token: Path) -> None:
