@@ -114,6 +114,8 @@ class ResumableTrainer(DistributedTrainer):
             if self.ranks.rank < len(self._random_states):
                 set_random_states(self._random_states[self.ranks.rank], self.device)
             self._random_states = None
+        # its running average of numpy's numbers is rounded otherwise than of those that a checkpoint holds
+        self.logger.load_checkpoint(without_numpy(self.logger.get_checkpoint()))
         if not self.disable_checkpointing and self._latest_starts != self.current_epoch:
             self.keep_epoch_start()
         super().on_epoch_start()
