@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -78,11 +79,22 @@ class DistributedTrainer(nnUNetTrainer):
         self._wrap()
         return scales
 
+    def _build_loss(self) -> nn.Module:
+        """As nnU-Net in one process: for DDP it would give the lowest output of deep supervision a weight of 1e-6."""
+        loss: nn.Module = super()._build_loss()
+        if self.is_ddp and isinstance(loss, DeepSupervisionWrapper):
+            *weights, _ = loss.weight_factors
+            loss.weight_factors = (*(weight / sum(weights) for weight in weights), 0.0)
+        return loss
+
     def _wrap(self) -> None:
         """Put the network into DDP, which must know what trains: anew, if that has changed."""
         if not self.is_ddp:
             return
         inner = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+        if isinstance(self.loss, DeepSupervisionWrapper):  # DDP would wait for the output that has no weight
+            lowest: nn.Module = self.plain_network.get_submodule("decoder.seg_layers.0")
+            lowest.requires_grad_(False)
         trained = frozenset(name for name, p in inner.named_parameters() if p.requires_grad)
         if isinstance(self.network, DistributedDataParallel):
             if trained == self._wrapped_for:
@@ -90,17 +102,21 @@ class DistributedTrainer(nnUNetTrainer):
             self.network = inner
             gc.collect()  # the earlier wrapper's hooks go with it
         self._wrapped_for = trained
-        # buffers of these networks never change, and exchanging them would have ranks that validate another number of
-        # patches wait for each other
-        self.network = DistributedDataParallel(
-            inner, device_ids=[self.device] if self.device.type == "cuda" else None, broadcast_buffers=False
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers. is deprecated")
+            # buffers of these networks never change, and exchanging them would have ranks that validate another number
+            # of patches wait for each other
+            self.network = DistributedDataParallel(
+                inner, device_ids=[self.device] if self.device.type == "cuda" else None, broadcast_buffers=False
+            )
 
     def share_weights(self, network: nn.Module) -> None:
         """Have all ranks take the first rank's weights."""
         if self.ranks.are_several:
             for tensor in [*network.parameters(), *network.buffers()]:
-                dist.broadcast(tensor.detach(), src=0)
+                shared = tensor.detach().contiguous()  # not so in the memory format channels_last
+                dist.broadcast(shared, src=0)
+                tensor.detach().copy_(shared)
 
     def _set_batch_size_and_oversample(self) -> None:
         """As nnU-Net shares the batch out; where there are more processes than samples, one sample for each.
@@ -125,12 +141,16 @@ class DistributedTrainer(nnUNetTrainer):
                 f"effective batch is {total}"
             )
         if total % world:
-            if self.configuration_manager.batch_dice:
-                raise UserError(
-                    f"the plan has batch_dice, which needs equal shares, and its batch of {total} cannot be shared by "
-                    f"{world} processes: use a number of processes that divides it, or plan with another -bs"
-                )
+            self.ranks.agreed(self._check_equal_shares_not_needed)
             self.print_to_log_file(f"The batch of {total} is shared unequally by {world} processes, weighted by shares")
+
+    def _check_equal_shares_not_needed(self) -> None:
+        if self.configuration_manager.batch_dice:
+            raise UserError(
+                f"the plan has batch_dice, which needs equal shares, and its batch of {self.global_batch_size} cannot "
+                f"be shared by {self.ranks.size} processes: use a number of processes that divides it, or plan with "
+                "another -bs"
+            )
 
     def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
         """As nnU-Net, from the first rank alone."""

@@ -7,7 +7,9 @@ gradients go through NCCL, everything else (and everything on the CPU) through G
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,8 +28,12 @@ T = TypeVar("T")
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun sets."""
+_LEVEL = "TORCH_CPP_LOG_LEVEL"
+"""Whoever sets it wants to see torch's own messages."""
 _LOST = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "socket", "store")
 """In messages of torch where another process has gone."""
+_LAUNCHER_SPEAKS = 5.0
+"""Seconds that a launcher is left to notice what has happened to its processes; it looks ten times a second."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +146,6 @@ class Ranks:
                     )
 
     def _refuse(self, message: str) -> None:
-        import signal
-
         # the launcher ends those that are left as soon as one has gone: let the first say why
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self.wait_for_all()
@@ -176,7 +180,7 @@ def launched() -> Ranks | None:
             "them all, or unset them to train in one process"
         )
     numbers = {}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
         text = values[name] or ""
         if not text.isdigit():
             raise UserError(f"the environment's {name} is {text!r}, and must be a whole number")
@@ -211,12 +215,13 @@ def joined(ranks: Ranks | None, device: str, timeout: float) -> Iterator[Ranks]:
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     start = time.monotonic()
     try:
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
-            rank=ranks.rank,
-            world_size=ranks.size,
-            timeout=timedelta(seconds=timeout),
-        )
+        with _without_messages_of_cpp():
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
+                rank=ranks.rank,
+                world_size=ranks.size,
+                timeout=timedelta(seconds=timeout),
+            )
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
             f"rank {ranks.rank} of {ranks.size} could not meet the others at {where} within "
@@ -238,12 +243,32 @@ def joined(ranks: Ranks | None, device: str, timeout: float) -> Iterator[Ranks]:
             raise
         if not ranks.is_first:
             raise SystemExit(1) from error
+        # a launcher that has lost a process of this node says which, and ends this one
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(_LAUNCHER_SPEAKS)
         raise UserError(
             "another process of this training has ended or cannot be reached any more: the same command with --c "
             f"continues from the last checkpoint ({str(error).splitlines()[0][:120]})"
         ) from error
     finally:
         _present.pop()
+
+
+@contextmanager
+def _without_messages_of_cpp() -> Iterator[None]:
+    """torch writes a stack trace for each attempt to connect, past Python; what it raises in the end says as much."""
+    if _LEVEL in os.environ:
+        yield
+        return
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _check_device(ranks: Ranks, device: str) -> None:
