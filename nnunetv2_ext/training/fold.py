@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,7 +105,15 @@ def _train(trainer: PretrainedTrainer, job: FoldJob) -> None:
     if trainer.ranks.is_first:
         config = {"recipe": trainer.recipe.as_dict(), "plans": job.plan["plans_name"], "fold": job.fold}
         add_loggers(trainer.logger, job.options.loggers, Path(trainer.output_folder), trainer.current_epoch, config)
-    trainer.run_training()
+    try:
+        trainer.run_training()
+    except OSError as error:  # of what nnU-Net writes beside the checkpoints
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"{trainer.output_folder} could not be written to ({error.strerror}): make room, and the same command with "
+            "--c continues"
+        ) from error
 
 
 @contextmanager
