@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.files import flush_to_disk
 from nnunetv2_ext.training.ranks import present_ranks
+from nnunetv2_ext.training.readiness import check_shares
 
 STARTING = ".starting"
 """Prefix of the folder that nnU-Net writes the model's shared files into, before they are moved to their place."""
@@ -141,16 +142,8 @@ class DistributedTrainer(nnUNetTrainer):
                 f"effective batch is {total}"
             )
         if total % world:
-            self.ranks.agreed(self._check_equal_shares_not_needed)
+            self.ranks.agreed(lambda: check_shares(planned, self.configuration_manager.batch_dice, world))
             self.print_to_log_file(f"The batch of {total} is shared unequally by {world} processes, weighted by shares")
-
-    def _check_equal_shares_not_needed(self) -> None:
-        if self.configuration_manager.batch_dice:
-            raise UserError(
-                f"the plan has batch_dice, which needs equal shares, and its batch of {self.global_batch_size} cannot "
-                f"be shared by {self.ranks.size} processes: use a number of processes that divides it, or plan with "
-                "another -bs"
-            )
 
     def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
         """As nnU-Net, from the first rank alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 
@@ -71,7 +72,7 @@ class TrainingOptions:
             raise UserError("--c continues a training and --val only validates a finished one: give one of the two")
         if self.validate_best and self.disable_checkpointing:
             raise UserError("--val_best needs the checkpoints that --disable_checkpointing does not write")
-        if self.timeout <= 0:
+        if not 0 < self.timeout < math.inf:
             raise UserError(f"-ddp_timeout is a number of seconds above 0, not {self.timeout:g}")
         if self.parallel_folds is not None and self.parallel_folds < 1:
             raise UserError(f"-parallel_folds must be at least 1, not {self.parallel_folds}")

@@ -22,7 +22,7 @@ from nnunetv2_ext.training.checkpoint_files import FINAL
 from nnunetv2_ext.training.fold_records import package_versions, stored_recipe
 from nnunetv2_ext.training.options import TrainingOptions
 from nnunetv2_ext.training.ranks import Ranks
-from nnunetv2_ext.training.readiness import check_cases, check_plan, check_results_folder, parse_folds
+from nnunetv2_ext.training.readiness import check_cases, check_plan, check_results_folder, check_shares, parse_folds
 from nnunetv2_ext.training.recipe_choice import check_recipe, refuse_another_recipe, requested_recipe, run_suffix
 from nnunetv2_ext.training.resuming import check_same_training, is_finished
 
@@ -92,7 +92,8 @@ def prepare(
     Raises:
         UserError: whatever the user can put right, or ranks that have other plans, packages or options.
     """
-    training = ranks.agreed(lambda: _read(dataset, configuration, folds, plans, options))
+    num_processes = max(ranks.size, options.num_gpus)
+    training = ranks.agreed(lambda: _read(dataset, configuration, folds, plans, options, num_processes))
     ranks.compare({
         "version": package_versions(),
         "plan": training.plan,
@@ -113,6 +114,8 @@ def _read(dataset: str, configuration: str, folds: Sequence[str], plans: str, op
     plan, long_name = read_plan(folder, plans)
     dataset_json = read_json(folder / "dataset.json")
     check_plan(plan)
+    shape = plan["configurations"][CONFIGURATION]
+    check_shares(shape["batch_size"], bool(shape.get("batch_dice")), num_processes)
     cases = check_cases(folder, name, plan, dataset_json, fold_list)
     network = network_without_values(plan, dataset_json)
     recipe = requested_recipe(plan, network, options.recipe)

@@ -142,6 +142,21 @@ def check_plan(plan: Mapping[str, Any]) -> None:
         raise UserError(f"kernel_sizes of the plan have {even[0]}: even sizes change the image's size, use odd ones")
 
 
+def check_shares(batch_size: int, batch_dice: bool, num_processes: int) -> None:
+    """Refuse batch Dice with unequal shares, which nnU-Net's loss cannot exchange. Raises UserError.
+
+    Args:
+        batch_size: the plan's; where there are more processes, each has one sample.
+        batch_dice: the plan's.
+        num_processes: that share the batch.
+    """
+    if batch_dice and batch_size > num_processes and batch_size % num_processes:
+        raise UserError(
+            f"the plan has batch_dice, which needs equal shares, and its batch of {batch_size} cannot be shared by "
+            f"{num_processes} processes: use a number of processes that divides it, or plan with another -bs"
+        )
+
+
 def check_results_folder(
     model_folder: Path, plan: Mapping[str, Any], folds: Sequence[int | str], *, continues: bool
 ) -> None:

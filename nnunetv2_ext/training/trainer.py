@@ -109,8 +109,8 @@ class PretrainedTrainer(ResumableTrainer):
         network = self.plain_network
         if not self._continues and not self.recipe.from_scratch and self.ranks.is_first:
             self._report = load_pretrained_weights(network, self.plans_manager.plans, self.print_to_log_file)
-        self.share_weights(network)
         set_up(network, self.recipe)
+        self.share_weights(network)  # with what the recipe adds, which every rank has drawn for itself
         pretrained_channels = self.plans_manager.plans["pretrain_info"].get("pt_num_in_channels")
         self._walk = PhaseWalk(
             network,

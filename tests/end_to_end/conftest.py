@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.conftest import Workplace, copy_of
+from tests.conftest import Model, Workplace, copy_of
 from tests.end_to_end.refusal import Refuses, contents
 from tests.end_to_end.scans import larger_scans, preprocess_scans
+from tests.end_to_end.training_runs import RECIPE, Run
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +66,12 @@ def refused(place: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         return message
 
     return call
+
+
+@pytest.fixture(scope="session")
+def undisturbed(planned_resenc: Model, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Trained and validated by one command; nothing changes it."""
+    run = Run(planned_resenc, tmp_path_factory.mktemp("undisturbed"))
+    result = run.run(*RECIPE)
+    assert result.returncode == 0, result.stderr
+    return run

@@ -12,9 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import Model
-from tests.end_to_end.test_stopped_training import RECIPE, Run, files, one_line, same_training, says, undisturbed
-
-__all__ = ["undisturbed"]  # the fixture
+from tests.end_to_end.training_runs import RECIPE, Run, files, one_line, same_training, says
 
 NAMES = ("checkpoint_latest.pth", "checkpoint_previous.pth", "checkpoint_best.pth")
 
