@@ -41,7 +41,7 @@ WARM_UP = 2
 
 def measure_steps(device: str, steps: int, folder: Path) -> None:
     """One rank's steps, with and without the exchange; the first rank prints what it has seen."""
-    from nnunetv2_ext.training.ranks import ALONE, joined, launched
+    from nnunetv2_ext.launching.ranks import ALONE, joined, launched
 
     torch.set_num_threads(1)
     with joined(launched(), device, 600) as ranks:

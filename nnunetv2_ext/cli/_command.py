@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from nnunetv2_ext.errors import Stopped, UserError
-from nnunetv2_ext.training.stopping import EXIT_STOPPED
+from nnunetv2_ext.launching.stopping import EXIT_STOPPED
 
 _DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 

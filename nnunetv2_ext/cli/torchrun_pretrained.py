@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from nnunetv2_ext.cli._command import Parser, run
 from nnunetv2_ext.errors import UserError
-from nnunetv2_ext.training.stopping import listen
+from nnunetv2_ext.launching.stopping import listen
 
 TRAINING = "nnunetv2_ext.cli.train_pretrained"
 DESCRIPTION = f"""\
@@ -76,7 +76,7 @@ def _run(given: Sequence[str]) -> None:
 
     own, training = split_arguments(given)
     train_pretrained.parser().parse_args(training)  # here once, not in each process
-    from nnunetv2_ext.training.launching import launch
+    from nnunetv2_ext.launching.elastic import launch
 
     if code := launch([*own, "-m", TRAINING, *training]):
         raise SystemExit(code)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nnunetv2_ext.cli._command import Parser, run
-from nnunetv2_ext.training.parent_watch import watch
-from nnunetv2_ext.training.stopping import EXIT_STOPPED, leave_note, listen
+from nnunetv2_ext.launching.parent_watch import watch
+from nnunetv2_ext.launching.stopping import EXIT_STOPPED, leave_note, listen
 
 if TYPE_CHECKING:
     from nnunetv2_ext.training.recipe_choice import RecipeOptions

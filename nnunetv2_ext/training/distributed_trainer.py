@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.files import flush_to_disk
-from nnunetv2_ext.training.ranks import present_ranks
+from nnunetv2_ext.launching.ranks import present_ranks
 from nnunetv2_ext.training.readiness import check_shares
 
 STARTING = ".starting"

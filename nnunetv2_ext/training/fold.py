@@ -12,6 +12,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from nnunetv2_ext.errors import UserError
+from nnunetv2_ext.launching.ranks import Ranks
 from nnunetv2_ext.nnunet_folders import CONFIGURATION
 from nnunetv2_ext.training.checkpoint_files import (
     BEST,
@@ -24,7 +25,6 @@ from nnunetv2_ext.training.checkpoint_files import (
 from nnunetv2_ext.training.distributed_trainer import STARTING
 from nnunetv2_ext.training.loggers import add_loggers, disable, enable
 from nnunetv2_ext.training.preparation import FoldJob
-from nnunetv2_ext.training.ranks import Ranks
 from nnunetv2_ext.training.readiness import set_aside_previous_run
 from nnunetv2_ext.training.trainer import PretrainedTrainer, trainer_class
 

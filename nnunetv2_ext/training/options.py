@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from nnunetv2_ext.errors import UserError
-from nnunetv2_ext.training.fold_queue import parse_gpus
+from nnunetv2_ext.launching.fold_queue import parse_gpus
 from nnunetv2_ext.training.loggers import check_loggers
 from nnunetv2_ext.training.readiness import check_device
 from nnunetv2_ext.training.recipe_choice import RecipeOptions

@@ -13,6 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2_ext.checkpoints.reading import read_network_weights
 from nnunetv2_ext.checkpoints.sources import locate_recorded_checkpoint
 from nnunetv2_ext.errors import UserError
+from nnunetv2_ext.launching.ranks import Ranks
 from nnunetv2_ext.nnunet_folders import CONFIGURATION, dataset_name, nnunet_folder, preprocessed_folder, read_json
 from nnunetv2_ext.planning.plan_files import first_lasting_difference, read_plan
 from nnunetv2_ext.planning.pretrain_info import network_without_values, rehearse_transfer
@@ -21,7 +22,6 @@ from nnunetv2_ext.recipes.resolving import recipe_from_dict
 from nnunetv2_ext.training.checkpoint_files import FINAL
 from nnunetv2_ext.training.fold_records import package_versions, stored_recipe
 from nnunetv2_ext.training.options import TrainingOptions
-from nnunetv2_ext.training.ranks import Ranks
 from nnunetv2_ext.training.readiness import check_cases, check_plan, check_results_folder, check_shares, parse_folds
 from nnunetv2_ext.training.recipe_choice import check_recipe, refuse_another_recipe, requested_recipe, run_suffix
 from nnunetv2_ext.training.resuming import check_same_training, is_finished
@@ -105,7 +105,14 @@ def prepare(
     return training
 
 
-def _read(dataset: str, configuration: str, folds: Sequence[str], plans: str, options: TrainingOptions) -> Training:
+def _read(
+    dataset: str,
+    configuration: str,
+    folds: Sequence[str],
+    plans: str,
+    options: TrainingOptions,
+    num_processes: int,
+) -> Training:
     fold_list = parse_folds(folds)
     if configuration != CONFIGURATION:
         raise UserError(f"-c takes {CONFIGURATION}, the one configuration that ptPlans have, not {configuration!r}")

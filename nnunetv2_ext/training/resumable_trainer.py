@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import torch
 
 from nnunetv2_ext.errors import Stopped, UserError
+from nnunetv2_ext.launching.stopping import requested_by
 from nnunetv2_ext.recipes.recipe import Recipe
 from nnunetv2_ext.training.average import WeightAverage
 from nnunetv2_ext.training.checkpoint_files import (
@@ -30,7 +31,6 @@ from nnunetv2_ext.training.distributed_trainer import DistributedTrainer
 from nnunetv2_ext.training.lora import merged_state_dict
 from nnunetv2_ext.training.plateau import Plateau
 from nnunetv2_ext.training.random_states import random_states, set_random_states
-from nnunetv2_ext.training.stopping import requested_by
 
 
 class ResumableTrainer(DistributedTrainer):

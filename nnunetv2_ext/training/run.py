@@ -13,13 +13,13 @@ import torch
 
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.files import sha256, write_json
+from nnunetv2_ext.launching.elastic import TRAINING, launch_on_this_node
+from nnunetv2_ext.launching.fold_outcomes import closing_table, exit_code
+from nnunetv2_ext.launching.fold_queue import THREADS_VARIABLE, train_in_processes
+from nnunetv2_ext.launching.ranks import ALONE, Ranks, joined, launched
 from nnunetv2_ext.nnunet_folders import CONFIGURATION, dataset_id
-from nnunetv2_ext.training.fold_outcomes import closing_table, exit_code
-from nnunetv2_ext.training.fold_queue import THREADS_VARIABLE, train_in_processes
-from nnunetv2_ext.training.launching import TRAINING, launch_on_this_node
 from nnunetv2_ext.training.options import ALL_GPUS, TrainingOptions
 from nnunetv2_ext.training.preparation import Training, fold_jobs, prepare
-from nnunetv2_ext.training.ranks import ALONE, Ranks, joined, launched
 from nnunetv2_ext.training.readiness import SPLITS_FILE, ensure_splits
 
 

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from nnunetv2_ext.architectures.presets import family
+from nnunetv2_ext.launching.fold_progress import report
+from nnunetv2_ext.launching.stopping import deferred
 from nnunetv2_ext.recipes.recipe import Loss, Precision, Recipe
 from nnunetv2_ext.recipes.resolving import as_yaml, recipe_for, recipe_from_dict
 from nnunetv2_ext.training import seeds
 from nnunetv2_ext.training.average import WeightAverage
 from nnunetv2_ext.training.checkpoint_files import FINAL
-from nnunetv2_ext.training.fold_progress import report
 from nnunetv2_ext.training.fold_records import ADAPTER_FOLDER, write_finetuning, write_transfer_report
 from nnunetv2_ext.training.gradients import backward, backward_as_one_batch, take_step
 from nnunetv2_ext.training.lora import save_adapter
@@ -30,7 +31,6 @@ from nnunetv2_ext.training.pretrained_weights import load_pretrained_weights
 from nnunetv2_ext.training.progress_figure import add_phases
 from nnunetv2_ext.training.resumable_trainer import ResumableTrainer
 from nnunetv2_ext.training.schedule import EpochSchedule
-from nnunetv2_ext.training.stopping import deferred
 from nnunetv2_ext.transfer.report import TransferReport
 
 

@@ -17,12 +17,12 @@ import pytest
 import torch
 
 from nnunetv2_ext.cli import torchrun_pretrained, train_pretrained
-from nnunetv2_ext.training.launching import TRAINING
+from nnunetv2_ext.launching.elastic import TRAINING
 from tests.commands import SCRIPTS, run_command
 from tests.conftest import Model, Workplace, copy_of, predict
 from tests.end_to_end.refusal import Refuses, contents
+from tests.launching.test_elastic import free_port
 from tests.processes import start, wait_for
-from tests.training.test_launching import free_port
 
 SHORT = (
     "num_iterations_per_epoch=2", "num_val_iterations_per_epoch=1", "mirroring=false", "seed=1", "save_every=1",

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from nnunetv2_ext.cli import train_pretrained
-from nnunetv2_ext.training.stopping import SIGNALS
+from nnunetv2_ext.launching.stopping import SIGNALS
 from tests.conftest import Model
 from tests.disks import fill, mounted
 from tests.end_to_end.conftest import enter

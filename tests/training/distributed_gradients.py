@@ -22,8 +22,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_ext.errors import UserError
+from nnunetv2_ext.launching.ranks import joined, launched, present_ranks
 from nnunetv2_ext.training import fold_records
-from nnunetv2_ext.training.ranks import joined, launched, present_ranks
 from nnunetv2_ext.training.trainer import PretrainedTrainer
 
 TIMEOUT = 120

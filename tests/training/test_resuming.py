@@ -17,8 +17,9 @@ from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_ext.errors import Stopped, UserError
+from nnunetv2_ext.launching import stopping
 from nnunetv2_ext.recipes.resolving import recipe_for
-from nnunetv2_ext.training import fold_records, resumable_trainer, stopping
+from nnunetv2_ext.training import fold_records, resumable_trainer
 from nnunetv2_ext.training import trainer as trainer_module
 from nnunetv2_ext.training.checkpoint_files import FINAL, LATEST, PREVIOUS, read_to_continue
 from nnunetv2_ext.training.resuming import check_same_training, is_finished

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from nnunetv2_ext.errors import UserError
-from nnunetv2_ext.training import fold_progress
-from nnunetv2_ext.training.fold_outcomes import FoldOutcome, closing_table, exit_code
-from nnunetv2_ext.training.fold_progress import PROGRESS_FILE_VARIABLE, Lines, Progress, read_progress, report
-from nnunetv2_ext.training.fold_queue import parse_gpus, train_in_processes
+from nnunetv2_ext.launching import fold_progress
+from nnunetv2_ext.launching.fold_outcomes import FoldOutcome, closing_table, exit_code
+from nnunetv2_ext.launching.fold_progress import PROGRESS_FILE_VARIABLE, Lines, Progress, read_progress, report
+from nnunetv2_ext.launching.fold_queue import parse_gpus, train_in_processes
 from tests.processes import in_session, wait_for
 
 REPOSITORY = Path(__file__).parents[2]
@@ -46,10 +46,10 @@ sys.exit(75)
 COMMAND = """\
 import sys
 from pathlib import Path
-from nnunetv2_ext.training.stopping import listen
+from nnunetv2_ext.launching.stopping import listen
 listen()
-from nnunetv2_ext.training.fold_outcomes import closing_table, exit_code
-from nnunetv2_ext.training.fold_queue import train_in_processes
+from nnunetv2_ext.launching.fold_outcomes import closing_table, exit_code
+from nnunetv2_ext.launching.fold_queue import train_in_processes
 parallel = int(sys.argv[1]) or None
 try:
     outcomes = train_in_processes([sys.executable, "fold.py"], [0, 1, 2], parallel=parallel, logs=Path("logs"))
@@ -263,7 +263,7 @@ def test_away_from_a_terminal_a_fold_has_a_line_for_start_and_end_and_few_betwee
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     body = """\
-from nnunetv2_ext.training.fold_progress import report
+from nnunetv2_ext.launching.fold_progress import report
 note(file=os.environ["NNUNETV2_EXT_PROGRESS_FILE"], launcher=os.environ["NNUNETV2_EXT_LAUNCHER"])
 for epoch in range(1, 5):
     report(epoch, 10, None if epoch == 1 else 0.5, "training")
@@ -295,7 +295,7 @@ def test_a_line_is_for_what_has_changed(monkeypatch: pytest.MonkeyPatch, capsys:
 
 def test_on_a_terminal_every_fold_has_one_line_that_is_drawn_over(tmp_path: Path) -> None:
     body = """\
-from nnunetv2_ext.training.fold_progress import report
+from nnunetv2_ext.launching.fold_progress import report
 report(7, 10, 0.625, "validating")
 time.sleep(1)
 sys.exit(3 if fold == "1" else 0)

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from nnunetv2_ext.errors import UserError
-from nnunetv2_ext.training.launching import launch
+from nnunetv2_ext.launching.elastic import launch
 from tests.processes import end_all, in_session, wait_for
 
 LAUNCHER = """
 import sys
 from nnunetv2_ext.cli._command import Parser, run
-from nnunetv2_ext.training.launching import launch
-from nnunetv2_ext.training.stopping import listen
+from nnunetv2_ext.launching.elastic import launch
+from nnunetv2_ext.launching.stopping import listen
 
 def start(_):
     raise SystemExit(launch(sys.argv[1:]))
@@ -31,7 +31,7 @@ run(Parser(prog="launcher"), start, [], interrupted="--c continues")
 WORKER = """
 import os, signal, sys, time
 from pathlib import Path
-from nnunetv2_ext.training import stopping
+from nnunetv2_ext.launching import stopping
 
 mode, rank, folder = sys.argv[1], os.environ["RANK"], Path(sys.argv[2])
 got = []

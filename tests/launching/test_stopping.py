@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_ext.training import stopping
+from nnunetv2_ext.launching import stopping
 from tests.processes import end_all
 
 PRELUDE = """
 import os, sys, time
 from nnunetv2_ext.cli._command import Parser, run
-from nnunetv2_ext.training.stopping import deferred, leave_note, listen, requested_by
+from nnunetv2_ext.launching.stopping import deferred, leave_note, listen, requested_by
 
 def say(text):
     print(text, flush=True)

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunetv2_ext.errors import Stopped, UserError
-from nnunetv2_ext.training.launched_workers import Workers
-from nnunetv2_ext.training.stopping import EXIT_STOPPED, NOTES_FOLDER
+from nnunetv2_ext.launching.stopping import EXIT_STOPPED, NOTES_FOLDER
+from nnunetv2_ext.launching.workers import Workers
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure

@@ -21,8 +21,8 @@ import torch
 import torch.distributed as dist
 
 from nnunetv2_ext.errors import Stopped, UserError
+from nnunetv2_ext.launching.stopping import EXIT_STOPPED
 from nnunetv2_ext.planning.plan_files import first_difference
-from nnunetv2_ext.training.stopping import EXIT_STOPPED
 
 T = TypeVar("T")
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from nnunetv2_ext.training import parent_watch
+from nnunetv2_ext.launching import parent_watch
 from tests.processes import end_all, in_session, wait_for
 
 TRAINING = """
 import os, time
-from nnunetv2_ext.training.parent_watch import watch
+from nnunetv2_ext.launching.parent_watch import watch
 watch()
 worker = os.fork()
 if worker == 0:

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from nnunetv2_ext.errors import UserError
-from nnunetv2_ext.training.ranks import ALONE, Ranks, launched
+from nnunetv2_ext.launching.ranks import ALONE, Ranks, launched
 
 TOGETHER = """
 import json, multiprocessing, os, socket, sys, time
 from pathlib import Path
 from nnunetv2_ext.cli._command import Parser, run
 from nnunetv2_ext.errors import UserError
-from nnunetv2_ext.training.ranks import ALONE, joined, launched, present_ranks
+from nnunetv2_ext.launching.ranks import ALONE, joined, launched, present_ranks
 
 def refuse(text):
     raise UserError(text)

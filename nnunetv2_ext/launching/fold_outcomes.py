@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunetv2_ext.training.fold_progress import clock
-from nnunetv2_ext.training.stopping import EXIT_STOPPED
+from nnunetv2_ext.launching.fold_progress import clock
+from nnunetv2_ext.launching.stopping import EXIT_STOPPED
 
 _TAIL_BYTES = 64 * 1024
 _LONGEST_REASON = 400

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from nnunetv2_ext.training.stopping import SIGNALS
+from nnunetv2_ext.launching.stopping import SIGNALS
 
 _MORE_SIGNALS = (signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU)
 """They mean the same to a launcher, unless it was started to ignore them (nohup). Workers get SIGTERM instead."""

@@ -21,10 +21,10 @@ from itertools import takewhile
 from pathlib import Path
 
 from nnunetv2_ext.errors import Stopped, UserError
-from nnunetv2_ext.training.fold_outcomes import FoldOutcome, last_line
-from nnunetv2_ext.training.fold_progress import PROGRESS_FILE_VARIABLE, Lines, display_of, read_progress
-from nnunetv2_ext.training.parent_watch import LAUNCHER
-from nnunetv2_ext.training.stopping import EXIT_STOPPED, deferred, requested_by
+from nnunetv2_ext.launching.fold_outcomes import FoldOutcome, last_line
+from nnunetv2_ext.launching.fold_progress import PROGRESS_FILE_VARIABLE, Lines, display_of, read_progress
+from nnunetv2_ext.launching.parent_watch import LAUNCHER
+from nnunetv2_ext.launching.stopping import EXIT_STOPPED, deferred, requested_by
 
 THREADS_VARIABLE = "NNUNETV2_EXT_THREADS"
 """In the environment of a fold's process on the CPU: its share of the cores."""
