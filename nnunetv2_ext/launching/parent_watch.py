@@ -18,15 +18,21 @@ LAUNCHER = "NNUNETV2_EXT_LAUNCHER"
 """Process id of our queue of folds, in the environment of what it, or something that it has started, has started."""
 _SECONDS = 0.5
 _EXIT_CODE = 1
+_forks: list[int] = []
 
 
 def watch() -> None:
     """Have this process end with its launcher, if it has one, and those that it forks end with it."""
-    os.register_at_fork(after_in_child=_watch_parent)
+    os.register_at_fork(before=_remember, after_in_child=lambda: _watch_parent(_forks[0]))
     if TORCHRUN in os.environ:
         _watch_parent()
     elif LAUNCHER in os.environ:
         _watch_parent(int(os.environ[LAUNCHER]))
+
+
+def _remember() -> None:
+    """Before a fork: the child may come to ask for its parent when that has gone already."""
+    _forks[:] = [os.getpid()]
 
 
 def _watch_parent(parent: int | None = None) -> None:
