@@ -46,6 +46,7 @@ def run(
     args = parser.parse_args(argv)
     _quieten_libraries()
     try:
+        _check_numbers()
         command(args)
     except UserError as error:
         _fail(parser, str(error), args)
@@ -60,6 +61,14 @@ def run(
         _fail(parser, f"stopped by {stop.why}: {interrupted}", args, code=EXIT_STOPPED)
     except KeyboardInterrupt:
         _fail(parser, f"interrupted: {interrupted}", args, code=130)
+
+
+def _check_numbers() -> None:
+    """nnU-Net reads these while it is imported, and breaks on anything else."""
+    for name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc"):
+        value = os.environ.get(name)
+        if value is not None and not value.isdigit():
+            raise UserError(f"the environment variable {name} is {value!r}, and must be a whole number")
 
 
 def _quieten_libraries() -> None:

@@ -21,7 +21,8 @@ import torch
 import torch.distributed as dist
 
 from nnunetv2_ext.errors import Stopped, UserError
-from nnunetv2_ext.launching.stopping import EXIT_STOPPED
+from nnunetv2_ext.launching.parent_watch import TORCHRUN
+from nnunetv2_ext.launching.stopping import EXIT_STOPPED, requested_by
 from nnunetv2_ext.planning.plan_files import first_difference
 
 T = TypeVar("T")
@@ -225,8 +226,8 @@ def joined(ranks: Ranks | None, device: str, timeout: float) -> Iterator[Ranks]:
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
             f"rank {ranks.rank} of {ranks.size} could not meet the others at {where} within "
-            f"{time.monotonic() - start:.0f} s: is that the first node's address, is the port open, and have all nodes "
-            f"started? ({str(error).splitlines()[0][:120]})"
+            f"{time.monotonic() - start:.0f} s (-ddp_timeout {timeout:g}): is that the first node's address, is the "
+            f"port open, and have all nodes started? ({str(error).splitlines()[0][:120]})"
         ) from error
     if device == "cuda":
         torch.cuda.set_device(ranks.local_rank)
@@ -239,10 +240,12 @@ def joined(ranks: Ranks | None, device: str, timeout: float) -> Iterator[Ranks]:
             raise SystemExit(EXIT_STOPPED) from stop
         raise
     except RuntimeError as error:
-        if not _is_of_a_lost_process(error):
+        if not is_of_a_lost_process(error):
             raise
         if not ranks.is_first:
             raise SystemExit(1) from error
+        if requested_by() and TORCHRUN in os.environ:  # the launcher ends this process, too, and says why
+            raise SystemExit(EXIT_STOPPED) from error
         # a launcher that has lost a process of this node says which, and ends this one
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(_LAUNCHER_SPEAKS)
@@ -281,6 +284,9 @@ def _check_device(ranks: Ranks, device: str) -> None:
         )
 
 
-def _is_of_a_lost_process(error: RuntimeError) -> bool:
+def is_of_a_lost_process(error: BaseException) -> bool:
+    """Whether torch raises this when another process cannot be reached any more."""
+    if not isinstance(error, RuntimeError):
+        return False
     text = str(error).lower()
     return isinstance(error, dist.DistError) or any(word in text for word in _LOST)

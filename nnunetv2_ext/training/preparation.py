@@ -20,11 +20,11 @@ from nnunetv2_ext.planning.pretrain_info import network_without_values, rehearse
 from nnunetv2_ext.recipes.recipe import Recipe
 from nnunetv2_ext.recipes.resolving import recipe_from_dict
 from nnunetv2_ext.training.checkpoint_files import FINAL
-from nnunetv2_ext.training.fold_records import package_versions, stored_recipe
+from nnunetv2_ext.training.fold_records import package_versions
 from nnunetv2_ext.training.options import TrainingOptions
 from nnunetv2_ext.training.readiness import check_cases, check_plan, check_results_folder, check_shares, parse_folds
 from nnunetv2_ext.training.recipe_choice import check_recipe, refuse_another_recipe, requested_recipe, run_suffix
-from nnunetv2_ext.training.resuming import check_same_training, is_finished
+from nnunetv2_ext.training.resuming import check_same_training, is_finished, recipe_to_continue
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def _is_finished(training: Training, fold: int | str, options: TrainingOptions) 
 
 def _recipe_of_fold(training: Training, fold: int | str, options: TrainingOptions) -> dict[str, Any]:
     """The requested recipe, or that of the fold's earlier run, changed by `--set`."""
-    stored = stored_recipe(training.fold_folder(fold)) if options.resumes else None
+    stored = recipe_to_continue(training.fold_folder(fold)) if options.resumes else None
     if not stored:
         return dict(training.plan["finetuning"])
     recipe = recipe_from_dict(stored, options.recipe.overrides)

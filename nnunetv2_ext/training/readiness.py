@@ -18,6 +18,7 @@ from nnunetv2_ext.planning.plan_files import first_lasting_difference
 from nnunetv2_ext.preprocessing.cases import is_complete
 
 SPLITS_FILE = "splits_final.json"
+_CASE_SUFFIXES = (".b2nd", ".pkl", ".npz", ".npy")
 NUM_DEFAULT_FOLDS = 5
 """nnU-Net's cross-validation."""
 
@@ -81,6 +82,8 @@ def check_cases(
             "(nnUNetv2_preprocess_like_nnssl or nnUNetv2_plan_like_dynamic) without --no_pp, which makes those that "
             "are missing"
         )
+    if strange := [p.name for p in data_folder.iterdir() if p.is_file() and p.suffix not in _CASE_SUFFIXES]:
+        raise UserError(f"{data_folder} holds a file that is no case, which nnU-Net refuses: move {strange[0]} away")
     numbers = [f for f in folds if isinstance(f, int)]
     if not (folder / SPLITS_FILE).is_file():
         if numbers and len(cases) < NUM_DEFAULT_FOLDS:
@@ -173,6 +176,9 @@ def check_results_folder(
     Raises:
         UserError: names the difference.
     """
+    for fold in folds:
+        if (path := model_folder / f"fold_{fold}").exists() and not path.is_dir():
+            raise UserError(f"{path} is no folder: move it away, the fold's results go there")
     path = model_folder / "plans.json"
     trained = {p.parent.name for p in model_folder.glob("fold_*/checkpoint_*.pth")}
     if not continues:

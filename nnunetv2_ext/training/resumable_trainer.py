@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import torch
 
 from nnunetv2_ext.errors import Stopped, UserError
+from nnunetv2_ext.launching.ranks import is_of_a_lost_process
 from nnunetv2_ext.launching.stopping import requested_by
 from nnunetv2_ext.recipes.recipe import Recipe
 from nnunetv2_ext.training.average import WeightAverage
@@ -174,14 +175,16 @@ class ResumableTrainer(DistributedTrainer):
         except (UserError, Plateau):
             raise
         except Exception as error:
-            if not self.ranks.is_first or self.current_epoch >= self.num_epochs:
+            if self.current_epoch >= self.num_epochs:
                 raise
-            kept = self._save_epoch_start()
-            if (signal := requested_by()) is not None:
+            kept = self._save_epoch_start() if self.ranks.is_first else ""
+            lost = is_of_a_lost_process(error)  # a launcher that has lost one ends the others by a signal
+            if (signal := requested_by()) is not None and not lost:
                 self.print_to_log_file(f"{type(error).__name__} after {signal}: {error}")
                 self._end_loaders()
                 self._stop(signal, kept)
-            self.print_to_log_file(f"The training ended in epoch {self.current_epoch} by an error; {kept}")
+            why = "as another process has gone" if lost else "by an error"
+            self.print_to_log_file(f"The training ended in epoch {self.current_epoch} {why}; {kept}")
             raise
 
     def _end_loaders(self) -> None:

@@ -11,6 +11,7 @@ from nnunetv2_ext.checkpoints.loading import load_as_data
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.planning.plan_files import first_difference, first_lasting_difference
 from nnunetv2_ext.training.checkpoint_files import CONTINUED_FROM, FINAL
+from nnunetv2_ext.training.fold_records import stored_recipe
 
 _DATASET_KEYS = ("labels", "regions_class_order", "channel_names", "modality", "file_ending")
 """Of `dataset.json`: what a network depends on. Cases may come and go."""
@@ -45,6 +46,17 @@ def _is_validated(validation: Path, ending: str, *, probabilities: bool) -> bool
         return False
     # nnU-Net writes a case's .pkl when its .npz is whole
     return not probabilities or all((validation / f"{c}{e}").is_file() for c in cases for e in (".npz", ".pkl"))
+
+
+def recipe_to_continue(fold_folder: Path) -> Mapping[str, Any] | None:
+    """The recipe that a fold was started with: its own record's, or, if that has gone, its newest checkpoint's."""
+    stored = stored_recipe(fold_folder)
+    for path in (fold_folder / name for name in CONTINUED_FROM) if stored is None else ():
+        try:
+            return dict(load_as_data(path)["finetuning"]["recipe"])
+        except (UserError, KeyError, TypeError):  # none, damaged, or of stock nnU-Net
+            continue
+    return stored
 
 
 def check_same_training(fold_folder: Path, plan: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> None:

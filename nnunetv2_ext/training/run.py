@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +23,9 @@ from nnunetv2_ext.nnunet_folders import CONFIGURATION, dataset_id
 from nnunetv2_ext.training.options import ALL_GPUS, TrainingOptions
 from nnunetv2_ext.training.preparation import Training, fold_jobs, prepare
 from nnunetv2_ext.training.readiness import SPLITS_FILE, ensure_splits
+
+_FIRST_SPEAKS = 3.0
+"""Seconds that other ranks wait before they end: a launcher ends the first one, too, as soon as one of them has."""
 
 
 def train(
@@ -54,7 +59,7 @@ def train(
     ranks = launched()
     if options.gpus:  # before CUDA is asked anything, and the answer kept
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(options.gpus)
-    options.check(launched=ranks is not None)
+    _check(options, ranks)
     if ranks is not None:
         with joined(ranks, options.device, options.timeout) as present:
             _train_here(prepare(dataset, configuration, folds, plans, options, present), options, present)
@@ -72,6 +77,8 @@ def train(
 def _train_here(training: Training, options: TrainingOptions, ranks: Ranks) -> None:
     jobs, finished = ranks.from_first(lambda: fold_jobs(training, options))
     if not ranks.is_first:
+        if ranks.local_rank == 0:
+            print(f"rank {ranks.rank} of {ranks.size} on {socket.gethostname()}: rank 0 prints what is done")
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  to the end of the process
     for fold in finished:
         print(f"fold_{fold} is finished, its validation too: nothing is left to do")
@@ -79,18 +86,31 @@ def _train_here(training: Training, options: TrainingOptions, ranks: Ranks) -> N
         _print_next(training, options)
         return
     token = ranks.from_first(lambda: _begin(training))
-    ranks.agreed(lambda: _ensure_splits(training, ranks))
-    splits = training.folder / SPLITS_FILE
-    ranks.compare({SPLITS_FILE: sha256(splits) if splits.is_file() else None})
-    ranks.agreed(lambda: _check_shared(token))
-    ranks.wait_for_all()
-    ranks.from_first(lambda: token.unlink(missing_ok=True))
+    try:
+        ranks.agreed(lambda: _ensure_splits(training, ranks))
+        splits = training.folder / SPLITS_FILE
+        ranks.compare({SPLITS_FILE: sha256(splits) if splits.is_file() else None})
+        ranks.agreed(lambda: _check_shared(token))
+    finally:
+        if ranks.is_first:
+            token.unlink(missing_ok=True)
     _set_threads(options.device, ranks)
     from nnunetv2_ext.training.fold import train_fold  # nnU-Net's trainer takes seconds to import: not for a refusal
 
     for job in jobs:
         train_fold(job, training.fold_folder(job.fold), ranks)
     _print_next(training, options)
+
+
+def _check(options: TrainingOptions, ranks: Ranks | None) -> None:
+    """Refuse what makes no sense; where several processes find the same, the first one says it."""
+    try:
+        options.check(launched=ranks is not None)
+    except UserError as error:
+        if ranks is None or ranks.is_first:
+            raise
+        time.sleep(_FIRST_SPEAKS)
+        raise SystemExit(1) from error
 
 
 def _train_in_processes(training: Training, options: TrainingOptions, command: Sequence[str]) -> int:
@@ -144,10 +164,11 @@ def _check_shared(token: Path) -> None:
 def _print_next(training: Training, options: TrainingOptions) -> None:
     if options.disable_checkpointing:
         return
+    folds = [fold for fold in training.folds if fold != "all"] or training.folds  # `all` goes with no other
     device = "" if options.device == "cuda" else f" -device {options.device}"
     print(
         f"\nModel: {training.model_folder}\nNext:\n  nnUNetv2_predict -i INPUT_FOLDER -o OUTPUT_FOLDER "
-        f"-d {dataset_id(training.dataset)} -c {CONFIGURATION} -f {' '.join(map(str, training.folds))} "
+        f"-d {dataset_id(training.dataset)} -c {CONFIGURATION} -f {' '.join(map(str, folds))} "
         f"-p {training.plan['plans_name']} -tr {training.trainer}{device}"
     )
 
