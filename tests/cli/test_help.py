@@ -22,7 +22,8 @@ FLAGS = {
     "convert_pretrained_checkpoint": "-pc -o -arch -spacing -patch_size -channels -key_to_encoder -key_to_stem "
     "-keys_to_in_proj -key_to_lpe",
     "train_pretrained": "-d -c -f -p -tr -r -rn --set --list_recipes --print_recipe --from_scratch "
-    "-overwrite_ckpt_path --c --val --npz -device -logger",
+    "-overwrite_ckpt_path --c --val --npz -device -num_gpus -parallel_folds -gpus -ddp_timeout -logger",
+    "torchrun_pretrained": "--nnodes --nproc_per_node --rdzv_backend --rdzv_endpoint --rdzv_id --shutdown_timeout",
     "compare_finetuning": "-d -c -p -tr -o",
 }
 
