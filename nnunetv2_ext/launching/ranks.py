@@ -234,7 +234,8 @@ def joined(ranks: Ranks | None, device: str, timeout: float) -> Iterator[Ranks]:
     _present.append(ranks)
     try:
         yield ranks
-        dist.destroy_process_group()  # not after an error: it may wait for those that have gone
+        if device == "cuda":  # not after an error: NCCL may wait for those that have gone
+            dist.destroy_process_group()
     except Stopped as stop:
         if not ranks.is_first:  # one line is enough
             raise SystemExit(EXIT_STOPPED) from stop
@@ -255,6 +256,8 @@ def joined(ranks: Ranks | None, device: str, timeout: float) -> Iterator[Ranks]:
         ) from error
     finally:
         _present.pop()
+        if device != "cuda":
+            dist.destroy_process_group()
 
 
 @contextmanager
