@@ -90,7 +90,7 @@ def _train_here(training: Training, options: TrainingOptions, ranks: Ranks) -> N
         ranks.agreed(lambda: _ensure_splits(training, ranks))
         splits = training.folder / SPLITS_FILE
         ranks.compare({SPLITS_FILE: sha256(splits) if splits.is_file() else None})
-        ranks.agreed(lambda: _check_shared(token))
+        ranks.agreed(lambda: _check_shared(training.model_folder / token.name))
     finally:
         if ranks.is_first:
             token.unlink(missing_ok=True)

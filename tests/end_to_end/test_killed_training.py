@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -30,14 +31,18 @@ def on_a_slow_disk(model: Model, root: Path) -> Run:
     return run
 
 
-def kill_when(run: Run, moment: Moment, *options: str) -> None:
-    """Kill a training with SIGKILL as soon as the moment has come, and see what is left: whole checkpoints alone."""
+def kill_when(run: Run, moment: Moment, *options: str) -> bool:
+    """Kill a training with SIGKILL as soon as the moment has come, and see what is left: whole checkpoints alone.
+
+    Returns whether it came before the training was finished.
+    """
     log = run.place.root / "output.log"
     process: subprocess.Popen[str] = start(COMMAND, *run.arguments(*options), env=run.env, log=log)
     try:
-        wait_for(lambda: moment(run, log.read_text()), process, seconds=200)
+        wait_for(lambda: process.poll() is not None or moment(run, log.read_text()), seconds=200)
         os.kill(process.pid, signal.SIGKILL)
-        assert process.wait(timeout=60) == -signal.SIGKILL
+        code = process.wait(timeout=60)
+        assert code in (0, -signal.SIGKILL), log.read_text()
         wait_for(lambda: not in_session(process.pid), seconds=30)
     finally:
         end_all(process)
@@ -45,6 +50,7 @@ def kill_when(run: Run, moment: Moment, *options: str) -> None:
         with zipfile.ZipFile(path) as archive:
             assert archive.testzip() is None, path
         assert torch.load(path, weights_only=True)["current_epoch"] >= 1, path
+    return code != 0
 
 
 def finish(run: Run) -> None:
@@ -77,9 +83,9 @@ def test_a_training_killed_three_times_ends_as_if_undisturbed(
     planned_resenc: Model, undisturbed: Run, tmp_path: Path
 ) -> None:
     run = on_a_slow_disk(planned_resenc, tmp_path)
-    kill_when(run, saving("checkpoint_latest.pth"), *RECIPE, "save_every=1")
-    kill_when(run, after(0.1, in_epoch(2)), "--c")
-    kill_when(run, saving("checkpoint_final.pth"), "--c")
+    assert kill_when(run, saving("checkpoint_latest.pth"), *RECIPE, "save_every=1")
+    assert kill_when(run, after(0.1, in_epoch(2)), "--c")
+    assert kill_when(run, saving("checkpoint_final.pth"), "--c")
     finish(run)
     assert same_training(run.final(), undisturbed.final())
     assert {p.name for p in run.fold.glob("checkpoint_*")} == {"checkpoint_final.pth", "checkpoint_best.pth"}
@@ -95,7 +101,8 @@ def test_a_training_killed_thirty_times_ends_as_if_undisturbed(planned_resenc: M
     run = on_a_slow_disk(planned_resenc, tmp_path / "killed")
     chance = random.Random(7)
     kinds: dict[str, int] = {}
-    for index in range(30):
+    finished = 0
+    while sum(kinds.values()) < 30:
         latest = run.fold / "checkpoint_latest.pth"
         epoch = torch.load(latest, weights_only=True)["current_epoch"] if latest.is_file() else 0
         kind = chance.choice(("start", "epoch", "save", "save", "best"))
@@ -103,7 +110,6 @@ def test_a_training_killed_thirty_times_ends_as_if_undisturbed(planned_resenc: M
             kind = chance.choice(("start", "final"))
         if (run.fold / "checkpoint_final.pth").is_file():
             kind = "validation"
-        kinds[kind] = kinds.get(kind, 0) + 1
         moment = {
             "start": after(chance.uniform(0, 6)),
             "epoch": after(chance.uniform(0, 0.5), in_epoch(epoch + 1)),
@@ -112,7 +118,12 @@ def test_a_training_killed_thirty_times_ends_as_if_undisturbed(planned_resenc: M
             "final": after(chance.uniform(0, 0.8), saving("checkpoint_final.pth")),
             "validation": after(chance.uniform(0, 1), lambda _, output: "predicting" in output),
         }[kind]
-        kill_when(run, moment, *(("--c",) if index else recipe))
+        if kill_when(run, moment, *(("--c",) if run.fold.is_dir() else recipe)):
+            kinds[kind] = kinds.get(kind, 0) + 1
+        else:  # too late: once more from the beginning
+            finished += 1
+            assert same_training(run.final(), undisturbed.final())
+            shutil.rmtree(run.fold)
     finish(run)
-    print(f"killed: {kinds}")
+    print(f"killed: {kinds}, finished {finished + 1} times")
     assert same_training(run.final(), undisturbed.final())
