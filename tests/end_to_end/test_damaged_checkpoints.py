@@ -53,9 +53,8 @@ def copy(stopped: Run, planned_resenc: Model, tmp_path: Path) -> Run:
     return run
 
 
-@pytest.mark.parametrize(
-    "damage", [flip, pytest.param(truncate, marks=pytest.mark.slow), pytest.param(empty, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("damage", [flip, truncate, empty])
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_kept_aside_and_the_one_before_continued_to_the_same_end(
     damage: Callable[[Path], None], copy: Run, undisturbed: Run
 ) -> None:

@@ -154,6 +154,7 @@ def test_a_finished_training_is_extended(finished: Run) -> None:
 # another training at the same time
 
 
+@pytest.mark.slow
 def test_a_second_training_of_a_fold_is_refused_until_the_first_is_gone(
     planned_resenc: Model, undisturbed: Run, tmp_path: Path
 ) -> None:

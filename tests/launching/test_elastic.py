@@ -182,6 +182,7 @@ def test_an_unreachable_rendezvous_is_one_line_within_the_given_time(tmp_path: P
     assert not worker_pids(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_node_waits_for_others_is_a_stop(tmp_path: Path) -> None:
     endpoint = f"127.0.0.1:{free_port()}"
     process = start(tmp_path, "waits", "--nnodes", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint", endpoint)
@@ -193,6 +194,7 @@ def test_a_signal_while_the_node_waits_for_others_is_a_stop(tmp_path: Path) -> N
     assert "stopped by SIGTERM" in line
 
 
+@pytest.mark.slow
 def test_a_stop_is_none_the_less_one_where_the_node_at_which_all_meet_leaves_first(tmp_path: Path) -> None:
     endpoint = f"127.0.0.1:{free_port()}"
     options = ("--nnodes", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint", endpoint, "--rdzv_id", "7")
