@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import signal
@@ -40,7 +39,7 @@ def kill_when(run: Run, moment: Moment, *options: str) -> bool:
     process: subprocess.Popen[str] = start(COMMAND, *run.arguments(*options), env=run.env, log=log)
     try:
         wait_for(lambda: process.poll() is not None or moment(run, log.read_text()), seconds=200)
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         code = process.wait(timeout=60)
         assert code in (0, -signal.SIGKILL), log.read_text()
         wait_for(lambda: not in_session(process.pid), seconds=30)
