@@ -90,6 +90,7 @@ def test_a_run_that_is_killed_three_times_is_continued_to_the_same_result(scans:
     assert_same_result(place, scans)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_reported_with_its_case_and_only_that_is_missing(scans: Workplace, tmp_path: Path) -> None:
     place = unprocessed(scans, tmp_path)
     exit_code, output = kill_a_worker(place, 3, seconds_per_case(scans) / 2, random.Random(4))

@@ -43,11 +43,13 @@ def run_at_once(place: Workplace, runs: Sequence[Sequence[object]]) -> list[str]
     return outputs
 
 
+@pytest.mark.slow
 def test_two_runs_of_the_same_command_at_once_give_what_one_gives(place: Workplace, scans: Workplace) -> None:
     run_at_once(place, [(), ()])
     assert_same_result(place, scans)
 
 
+@pytest.mark.slow
 def test_two_runs_that_overwrite_at_once_replace_every_case_and_never_empty_the_folder(
     place: Workplace, scans: Workplace, tmp_path: Path
 ) -> None:
@@ -70,6 +72,7 @@ def test_two_runs_that_overwrite_at_once_replace_every_case_and_never_empty_the_
     assert_same_result(place, scans)
 
 
+@pytest.mark.slow
 def test_the_parts_of_an_array_job_at_once_are_disjoint_and_together_everything(
     place: Workplace, scans: Workplace
 ) -> None:
