@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -148,8 +149,8 @@ def test_a_failed_save_leaves_the_last_checkpoint(
     trainer.save_checkpoint(str(path))
     before = path.read_bytes()
 
-    def disk_full(content: object, target: Path) -> None:
-        Path(target).write_bytes(b"half a file")
+    def disk_full(content: object, file: BinaryIO) -> None:
+        file.write(b"half a file")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", disk_full)
