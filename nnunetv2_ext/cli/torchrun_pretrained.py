@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from nnunetv2_ext.cli._command import Parser, run
 from nnunetv2_ext.errors import UserError
+from nnunetv2_ext.launching.elastic import TRAINING, launch
 from nnunetv2_ext.launching.stopping import listen
 
-TRAINING = "nnunetv2_ext.cli.train_pretrained"
 DESCRIPTION = f"""\
 Fine-tune one network on several GPUs of several nodes: torchrun with exit codes and signals for job scripts.
 The same command runs once on each node. Before -- stand torchrun's arguments (torchrun --help lists them all), after
@@ -76,7 +76,6 @@ def _run(given: Sequence[str]) -> None:
 
     own, training = split_arguments(given)
     train_pretrained.parser().parse_args(training)  # here once, not in each process
-    from nnunetv2_ext.launching.elastic import launch
 
     if code := launch([*own, "-m", TRAINING, *training]):
         raise SystemExit(code)

@@ -59,9 +59,14 @@ class DistributedTrainer(nnUNetTrainer):
     @property
     def plain_network(self) -> nn.Module:
         """The network without the wrappers of DDP and `torch.compile`."""
-        network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+        network = self._without_ddp
         plain: nn.Module = getattr(network, "_orig_mod", network)
         return plain
+
+    @property
+    def _without_ddp(self) -> nn.Module:
+        """The network that DDP wraps, compiled or not."""
+        return self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
 
     @property
     def global_batch_size(self) -> int:
@@ -92,7 +97,7 @@ class DistributedTrainer(nnUNetTrainer):
         """Put the network into DDP, which must know what trains: anew, if that has changed."""
         if not self.is_ddp:
             return
-        inner = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+        inner = self._without_ddp
         if isinstance(self.loss, DeepSupervisionWrapper):  # DDP would wait for the output that has no weight
             lowest: nn.Module = self.plain_network.get_submodule("decoder.seg_layers.0")
             lowest.requires_grad_(False)

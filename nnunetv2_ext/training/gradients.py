@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunetv2_ext.training.random_states import set_torch_random_states, torch_random_states
+
 Batch = Mapping[str, Any]
 """As nnU-Net's data loaders give it: `data` (b, c, z, y, x), `target`, a tensor (b, 1 or regions, z, y, x) or a list of
 them from full resolution down (deep supervision), and `keys`, the names of the b cases."""
@@ -106,7 +108,7 @@ def backward_as_one_batch(
     moved = [_on_device(batch, device, channels_last) for batch in batches]
     states, outputs = [], []
     for data, _, _ in moved:
-        states.append(_random_state(device))
+        states.append(torch_random_states(device))
         with torch.no_grad(), forward_context(device, precision):
             outputs.append(network(data))
     output = _joined(outputs)
@@ -188,29 +190,12 @@ def _ranks_average_with_the_last(network: nn.Module, index: int, count: int) -> 
     return nullcontext()
 
 
-def _random_state(device: torch.device) -> list[torch.Tensor]:
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    elif device.type == "mps":
-        states.append(torch.mps.get_rng_state())
-    return states
-
-
-def _set_random_state(states: list[torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
-    elif device.type == "mps":
-        torch.mps.set_rng_state(states[1])
-
-
 @contextmanager
-def _random_numbers_from(states: list[torch.Tensor], device: torch.device) -> Iterator[None]:
+def _random_numbers_from(states: Mapping[str, torch.Tensor], device: torch.device) -> Iterator[None]:
     """Draw random numbers as from an earlier state (`torch.random.fork_rng` knows no MPS), then go on as before."""
-    present = _random_state(device)
-    _set_random_state(states, device)
+    present = torch_random_states(device)
+    set_torch_random_states(states, device)
     try:
         yield
     finally:
-        _set_random_state(present, device)
+        set_torch_random_states(present, device)

@@ -17,13 +17,8 @@ def random_states(device: torch.device) -> dict[str, Any]:
     states: dict[str, Any] = {
         "python": (version, list(numbers), gauss),
         "numpy": (name, np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)),
-        "torch": torch.get_rng_state(),
     }
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    elif device.type == "mps":
-        states["mps"] = torch.mps.get_rng_state()
-    return states
+    return states | torch_random_states(device)
 
 
 def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
@@ -32,6 +27,21 @@ def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
     random.setstate((version, tuple(numbers), gauss))
     name, keys, position, has_gauss, cached = states["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    set_torch_random_states(states, device)
+
+
+def torch_random_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """Of torch's random numbers alone, on the CPU and on the device."""
+    states = {"torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_torch_random_states(states: Mapping[str, Any], device: torch.device) -> None:
+    """Go on as from `torch_random_states`, or as from its part of `random_states`."""
     torch.set_rng_state(states["torch"].cpu())
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"].cpu(), device)
