@@ -18,7 +18,19 @@ _WAIT_FOR_WORKERS = 5
 """Seconds after a signal until a launcher that has no workers yet, since it waits for other nodes, gives up."""
 
 
-def children() -> list[int]:
+def session_leaders() -> set[int]:
+    """The children that lead a session of their own, as torch starts its workers and Python no helper of its own."""
+    return {pid for pid in _children() if _leads(pid)}
+
+
+def _leads(pid: int) -> bool:
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
+        return False
+
+
+def _children() -> list[int]:
     """The processes whose parent is this one."""
     try:
         lists = [(thread / "children").read_text() for thread in Path("/proc/self/task").iterdir()]
@@ -35,7 +47,7 @@ def _parent(process: Path) -> int | None:
 
 
 class Workers:
-    """The children of this process, each the leader of a session.
+    """The leaders of a session among the children that this process has from now on.
 
     Attributes:
         patience: seconds from the first signal until they are killed.
@@ -52,6 +64,7 @@ class Workers:
         self.were_killed = False
         self.seen: dict[int, int] = {}
         self._first = 0.0
+        self._not_ours = session_leaders()
 
     @property
     def never_came(self) -> bool:
@@ -75,7 +88,7 @@ class Workers:
         if self.seen and not self.signals:
             return
         late = bool(self.signals) and time.monotonic() - self._first > self.patience
-        for pid in children():
+        for pid in session_leaders() - self._not_ours:
             news = self.signals[self.seen.get(pid, 0) :]
             self.seen[pid] = len(self.signals)
             with suppress(ProcessLookupError):

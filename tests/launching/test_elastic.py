@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -219,7 +220,7 @@ def test_a_stop_is_none_the_less_one_where_the_node_at_which_all_meet_leaves_fir
     ],
 )
 def test_wrong_arguments_are_named_and_nothing_is_started(
-    arguments: list[str], says: str, capfd: pytest.CaptureFixture[str]
+    arguments: list[str], says: str, another_child: subprocess.Popen[bytes], capfd: pytest.CaptureFixture[str]
 ) -> None:
     environment = dict(os.environ)
     with pytest.raises(UserError, match="wrong arguments of torchrun") as error:
@@ -228,6 +229,15 @@ def test_wrong_arguments_are_named_and_nothing_is_started(
     assert "\n" not in str(error.value)
     assert capfd.readouterr() == ("", "")
     assert dict(os.environ) == environment
+    assert another_child.poll() is None
+
+
+@pytest.fixture
+def another_child() -> Iterator[subprocess.Popen[bytes]]:
+    """Of the process that launches, and no worker."""
+    with subprocess.Popen(["sleep", "600"]) as child:
+        yield child
+        child.kill()
 
 
 def free_port() -> int:
