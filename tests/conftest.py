@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from nnunetv2_ext.datasets.mni import make_mni_dataset
+from nnunetv2_ext.launching.stopping import SIGNALS
 from tests.commands import TINY_TRAINING, nnunet_environment, run_command
 
 DATASET_ID = 999
@@ -64,6 +67,15 @@ class Model:
     @property
     def fold(self) -> Path:
         return self.folder / "fold_0"
+
+
+@pytest.fixture(autouse=True)
+def signals_of_pytest() -> Iterator[None]:
+    """Ctrl-C stops the tests as ever, also after one has called a training command's main in this process."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def copy_of(workplace: Workplace, root: Path, *, results: bool = False) -> Workplace:

@@ -106,9 +106,12 @@ def test_jobs_that_share_a_node_meet_at_ports_of_their_own(tmp_path: Path) -> No
         torchrun_of(dry_run("slurm.sh", tmp_path, **{**SLURM, "SLURM_JOB_ID": job})[0]).rdzv_endpoint
         for job in ("4711", "4712")
     }
-    jobs = [{"LSB_JOBID": "4711", "LSB_HOSTS": "a b", "LSB_JOBINDEX": index} for index in ("1", "2")]
-    arrays = {torchrun_of(dry_run("lsf.sh", tmp_path, **job)[0]).rdzv_endpoint for job in jobs}
-    assert len(endpoints) == len(arrays) == 2
+    arrays = {
+        torchrun_of(dry_run("lsf.sh", tmp_path, LSB_JOBID=job, LSB_HOSTS="a b", LSB_JOBINDEX=index)[0]).rdzv_endpoint
+        for job in ("4711", "4712")
+        for index in ("1", "2", "5")
+    }
+    assert (len(endpoints), len(arrays)) == (2, 6)
 
 
 @pytest.mark.parametrize("script", ["slurm.sh", "slurm_folds.sh"])

@@ -51,7 +51,7 @@ done
 launcher=(
     nnUNetv2_torchrun_pretrained
     --nnodes "${#hosts[@]}" --nproc_per_node "$GPUS_PER_HOST"
-    --rdzv_backend c10d --rdzv_endpoint "${hosts[0]}:$((15000 + (job + index) % 15000))" --rdzv_id "$job-$index"
+    --rdzv_backend c10d --rdzv_endpoint "${hosts[0]}:$((15000 + (10 * job + index) % 15000))" --rdzv_id "$job-$index"
     --rdzv_conf "join_timeout=$SECONDS_TO_MEET"
     -m nnunetv2_ext.cli.train_pretrained
     -d "$DATASET" -c "$CONFIGURATION" -f "$FOLD" -p "$PLANS" --c
