@@ -157,8 +157,8 @@ def planned_primus(workplace: Workplace, planned_resenc: Model) -> Model:
 
 @pytest.fixture(scope="session")
 def resenc_model(planned_resenc: Model) -> Model:
-    """The tiny ResEnc, trained and validated with probabilities."""
-    output = train(planned_resenc.workplace, planned_resenc.long_name, "--npz")
+    """The tiny ResEnc, trained and validated with probabilities, mirrored as nnU-Net does by default."""
+    output = train(planned_resenc.workplace, planned_resenc.long_name, "mirroring=true", "--npz")
     return Model(**{**planned_resenc.__dict__, "training_output": output})
 
 
@@ -170,11 +170,13 @@ def primus_model(planned_primus: Model) -> Model:
 
 
 STOCK_TRAINER = '''
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
+    nnUNetTrainerNoMirroring,
+)
 
 
-class nnUNetTrainerTiny(nnUNetTrainer):
-    """Stock nnU-Net, for two epochs of three steps."""
+class nnUNetTrainerTiny(nnUNetTrainerNoMirroring):
+    """Stock nnU-Net, for two epochs of three steps, without mirroring."""
 
     def __init__(self, plans, configuration, fold, dataset_json, device):
         super().__init__(plans, configuration, fold, dataset_json, device)

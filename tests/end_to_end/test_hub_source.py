@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import run_command
-from tests.conftest import DATASET_ID, TINY_RESENC, Model, Workplace, copy_of
+from tests.conftest import DATASET_ID, TINY_RESENC, Model, Workplace, copy_of, train
 from tests.hub_server import HubServer
 
 FILES = {p.name: p.read_bytes() for p in TINY_RESENC.iterdir()}
@@ -46,10 +46,7 @@ def test_planned_from_the_hub_and_trained_where_the_download_is_gone(
     assert (info["hub_repo"], info["hub_revision"]) == ("org/tiny", commit)
     shutil.rmtree(tmp_path / "huggingface")
     assert not Path(info["checkpoint_path"]).exists()
-    run_command(
-        "nnUNetv2_train_pretrained", DATASET_ID, "3d_fullres", 0, "-p", stem, "-device", "cpu", "--set", "num_epochs=1",
-        "num_iterations_per_epoch=1", "num_val_iterations_per_epoch=1", env={**place.env, "nnUNet_n_proc_DA": "0"},
-    )  # fmt: skip
+    train(place, stem)
     (model,) = (p for p in place.results.glob("PretrainedTrainer__ptPlans_hub_*") if not p.is_symlink())
     found = json.loads((model / "plans.json").read_text())["pretrain_info"]["checkpoint_path"]
     assert Path(found).resolve().read_bytes() == FILES["checkpoint_final.pth"]

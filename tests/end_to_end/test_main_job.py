@@ -77,13 +77,15 @@ def test_the_transfer_report_accounts_for_every_tensor(model: str, request: pyte
 
 
 MODES = {
-    "default_nnunet": (TINY_RESENC, (), "Spacing__1.50_1.00_1.00___Norm__Z"),
     "fixed": (TINY_PRIMUS, ("-os", 2, 1.25, 1.5, "-ps", 16, 32, 24), "Spacing__2.00_1.25_1.50___Norm__Z"),
+    "default_nnunet": (TINY_RESENC, (), "Spacing__1.50_1.00_1.00___Norm__Z"),
     "no_resample": (TINY_RESENC, (), "Spacing__None_None_None___Norm__Z"),
 }  # like_pretrained is what the shared models are trained with
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode", ["fixed", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("default_nnunet", "no_resample"))]
+)
 def test_every_adaptation_mode_preprocesses_trains_and_predicts(
     mode: str, workplace: Workplace, tmp_path: Path
 ) -> None:
@@ -98,6 +100,7 @@ def test_every_adaptation_mode_preprocesses_trains_and_predicts(
     assert (tmp_path / "MNI_006.nii.gz").is_file()
 
 
+@pytest.mark.slow
 def test_from_scratch_trains_under_a_name_of_its_own_that_stock_commands_know(planned_resenc: Model) -> None:
     place = planned_resenc.workplace
     train(place, planned_resenc.long_name, "--from_scratch")
@@ -112,13 +115,14 @@ def test_from_scratch_trains_under_a_name_of_its_own_that_stock_commands_know(pl
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_killed_training_continues_as_if_never_stopped(planned_resenc: Model, tmp_path: Path) -> None:
     place = copy_of(planned_resenc.workplace, tmp_path)
     epochs, warmup, peak = 6, 4, 1e-3
     command = [
         "nnUNetv2_train_pretrained", "999", "3d_fullres", "0", "-p", planned_resenc.inner_name, "-device", "cpu",
         "--set", f"num_epochs={epochs}", f"warmup_epochs={warmup}", "num_iterations_per_epoch=2",
-        "num_val_iterations_per_epoch=1", "save_every=1",
+        "num_val_iterations_per_epoch=1", "mirroring=false", "save_every=1",
     ]  # fmt: skip
     env = {**place.env, "nnUNet_n_proc_DA": "0"}
     fold = place.results / planned_resenc.folder.name / "fold_0"
@@ -141,6 +145,7 @@ def test_a_killed_training_continues_as_if_never_stopped(planned_resenc: Model, 
     assert final["logging"]["lrs"] == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_a_second_run_keeps_the_first_ones_model(planned_resenc: Model, resenc_model: Model, tmp_path: Path) -> None:
     place = copy_of(resenc_model.workplace, tmp_path, results=True)
     folder = place.results / resenc_model.folder.name
@@ -151,19 +156,19 @@ def test_a_second_run_keeps_the_first_ones_model(planned_resenc: Model, resenc_m
 
 
 def test_val_validates_a_finished_training_without_the_pretrained_checkpoint(
-    resenc_model: Model, tmp_path: Path
+    primus_model: Model, tmp_path: Path
 ) -> None:
-    place = copy_of(resenc_model.workplace, tmp_path, results=True)
-    for stem in (resenc_model.long_name, resenc_model.inner_name):
+    place = copy_of(primus_model.workplace, tmp_path, results=True)
+    for stem in (primus_model.long_name, primus_model.inner_name):
         path = place.preprocessed / f"{stem}.json"
-        path.write_text(path.read_text().replace(str(TINY_RESENC), "/moved/away"))
-    summary = place.results / resenc_model.folder.name / "fold_0" / "validation" / "summary.json"
+        path.write_text(path.read_text().replace(str(TINY_PRIMUS), "/moved/away"))
+    summary = place.results / primus_model.folder.name / "fold_0" / "validation" / "summary.json"
     summary.unlink()
     run_command(
-        "nnUNetv2_train_pretrained", "999", "3d_fullres", "0", "-p", resenc_model.long_name, "-device", "cpu", "--val",
+        "nnUNetv2_train_pretrained", "999", "3d_fullres", "0", "-p", primus_model.long_name, "-device", "cpu", "--val",
         env=place.env,
     )  # fmt: skip
-    truth = json.loads((resenc_model.fold / "validation" / "summary.json").read_text())
+    truth = json.loads((primus_model.fold / "validation" / "summary.json").read_text())
     assert json.loads(summary.read_text())["foreground_mean"]["Dice"] == pytest.approx(truth["foreground_mean"]["Dice"])
 
 

@@ -74,7 +74,7 @@ def named(planned_resenc: Model, place: Workplace) -> Run:
     return train_recipe(planned_resenc, place, "PretrainedTrainer_150ep")
 
 
-QUICK = ("sawtooth", "lora", "named")
+QUICK = ("sawtooth", "lora", pytest.param("named", marks=pytest.mark.slow))
 
 
 @pytest.fixture(params=QUICK)
@@ -125,6 +125,7 @@ def test_the_plan_lies_in_the_preprocessed_folder_under_the_runs_name(
     assert plan["finetuning"]["recipe"]["name"] == name
 
 
+@pytest.mark.slow
 def test_a_trainers_name_is_in_the_folders_name_and_leaves_the_plan_alone(named: Run, planned_resenc: Model) -> None:
     assert named.model.folder.name == f"PretrainedTrainer_150ep__{planned_resenc.inner_name}__3d_fullres"
     assert named.model.workplace.plan(planned_resenc.inner_name) == planned_resenc.workplace.plan(

@@ -64,6 +64,7 @@ def test_predict_primus(primus_model: Model, primus_prediction: Path) -> None:
     assert_predicts_what_the_trainer_predicted(primus_model, primus_prediction)
 
 
+@pytest.mark.slow
 def test_predict_finds_the_model_by_the_name_that_scripts_for_the_fork_use(
     resenc_model: Model, resenc_prediction: Path, tmp_path: Path
 ) -> None:
