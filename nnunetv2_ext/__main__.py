@@ -6,6 +6,7 @@ import importlib
 import sys
 
 COMMANDS = {
+    "import_dataset": "make a raw nnU-Net dataset of Zarr crops, tables, patterns or BIDS",
     "preprocess_like_nnssl": "plan a dataset for a pre-trained checkpoint and preprocess it",
     "plan_like_dynamic": "plan a dataset's own network, started from what fits of a checkpoint",
     "inspect_pretrained_checkpoint": "what a checkpoint is, and what a plan would take of it",

@@ -32,6 +32,7 @@ FLAGS_STAND_IN = {
     "train_pretrained": "training.md",
     "torchrun_pretrained": "clusters.md",
     "compare_finetuning": "comparison.md",
+    "import_dataset": "importing_data.md",
 }
 
 
@@ -90,7 +91,9 @@ def test_every_command_is_shown_in_the_documentation() -> None:
 def test_every_flag_of_a_command_stands_on_its_page(command: str) -> None:
     page = (ROOT / "documentation" / FLAGS_STAND_IN[command]).read_text(encoding="utf-8")
     parser = importlib.import_module(f"nnunetv2_ext.cli.{command}").parser()
-    flags = [action.option_strings[0] for action in parser._actions if action.option_strings[:1] not in ([], ["-h"])]
+    kinds = [kind for action in parser._actions if isinstance(action.choices, dict) for kind in action.choices.values()]
+    actions = [action for one in (parser, *kinds) for action in one._actions]
+    flags = [action.option_strings[0] for action in actions if action.option_strings[:1] not in ([], ["-h"])]
     assert [flag for flag in flags if not re.search(rf"`{flag}[` ]", page)] == []
 
 

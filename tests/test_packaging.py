@@ -27,6 +27,7 @@ COMMANDS = (
     "nnUNetv2_convert_pretrained_checkpoint",
     "nnUNetv2_train_pretrained",
     "nnUNetv2_compare_finetuning",
+    "nnUNetv2_import_dataset",
 )
 
 

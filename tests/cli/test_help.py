@@ -25,6 +25,7 @@ FLAGS = {
     "-overwrite_ckpt_path --c --val --npz -device -num_gpus -parallel_folds -gpus -ddp_timeout -logger",
     "torchrun_pretrained": "--nnodes --nproc_per_node --rdzv_backend --rdzv_endpoint --rdzv_id --shutdown_timeout",
     "compare_finetuning": "-d -c -p -tr -o",
+    "import_dataset": "zarr-csv patterns csv bids KIND",
 }
 
 

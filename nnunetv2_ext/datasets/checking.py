@@ -1,0 +1,131 @@
+"""Whether a case can be imported: everything that can be told from headers and the label map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import SimpleITK as sitk
+
+from nnunetv2_ext.datasets.collection import Case
+from nnunetv2_ext.datasets.labelling import class_of
+from nnunetv2_ext.datasets.volumes.volume import Geometry, Volume
+from nnunetv2_ext.errors import UserError
+from nnunetv2_ext.preprocessing.integrity import check_as_read
+
+_SHOWN = 5
+MAX_LABEL = 65535
+"""nnU-Net writes labels with 16 bits at most."""
+
+
+@dataclass(frozen=True)
+class CheckJob:
+    """A case, and whether a label that lies on another grid than its image is put onto the image's."""
+
+    case: Case
+    resample_labels: bool
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found in a case.
+
+    Attributes:
+        name: the case's.
+        geometry: of its images; None where they cannot be read.
+        values: in its label map, ascending.
+        problems: why it cannot be imported.
+    """
+
+    name: str
+    geometry: Geometry | None = None
+    values: tuple[int, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+def check_case(job: CheckJob) -> Finding:
+    """Read the headers of a case's images, and its label map. Raises nothing for what is wrong with them."""
+    case = job.case
+    if case.problems:
+        return Finding(case.name, problems=case.problems)
+    try:
+        geometry = geometry_of_images(case)
+    except UserError as error:
+        return Finding(case.name, problems=(str(error),))
+    if case.label is None:
+        return Finding(case.name, geometry)
+    try:
+        values = check_label(case, case.label, geometry, resample=job.resample_labels)
+    except UserError as error:
+        return Finding(case.name, geometry, problems=(str(error),))
+    return Finding(case.name, geometry, values)
+
+
+def geometry_of_images(case: Case) -> Geometry:
+    """Of all channels. Raises UserError where they differ, cannot be read, or do not say their spacing."""
+    geometries = [(volume, _geometry_of(volume)) for volume in case.images]
+    first, geometry = geometries[0]
+    for volume, other in geometries[1:]:
+        if difference := geometry.difference(other):
+            raise UserError(f"{first.where} and {volume.where} differ in {difference}")
+        if geometry.spacing is None:
+            geometry = other
+    if geometry.spacing is None:
+        raise UserError(f"{first.where} does not say its spacing: give it (-spacing Z Y X)")
+    return geometry
+
+
+def check_label(case: Case, label: Volume, geometry: Geometry, *, resample: bool) -> tuple[int, ...]:
+    """The values in a label map, ascending. Raises UserError where it does not fit its images or the classes."""
+    own = _geometry_of(label)
+    difference = geometry.difference(own)
+    if difference and not (resample and own.spacing is not None):
+        fix = ": --resample_labels puts it onto the image's grid" if own.spacing is not None else ""
+        raise UserError(f"{case.images[0].where} and its label {label.where} differ in {difference}{fix}")
+    values = label_values(label)
+    try:
+        for value in values:
+            class_of(case, value)
+    except KeyError:
+        unknown = [value for value in values if case.classes is not None and value and value not in case.classes]
+        raise UserError(
+            f"{label.where} holds {_listed(unknown)}, which the labels do not name (they name "
+            f"{_listed(sorted(case.classes or ()))})"
+        ) from None
+    return values
+
+
+def label_values(label: Volume) -> tuple[int, ...]:
+    """The values in a label map, ascending; whole numbers of at least 0. Raises UserError for others."""
+    image = label.image()
+    array = sitk.GetArrayViewFromImage(image)
+    if len(label.files) == 1:
+        check_as_read(label.files, [array])
+    found = np.sort(pd.unique(array.ravel()))
+    if found.dtype.kind == "f" and not np.array_equal(found, np.round(found)):  # NaN is unequal to itself
+        strange = found[~(found == np.round(found))]
+        raise UserError(f"{label.where} holds {_listed(strange)}, where labels are whole numbers")
+    if found[0] < 0 or found[-1] > MAX_LABEL:
+        strange = found[(found < 0) | (found > MAX_LABEL)]
+        raise UserError(f"{label.where} holds {_listed(strange)}, where labels are 0 to {MAX_LABEL}")
+    return tuple(int(value) for value in found)
+
+
+def _geometry_of(volume: Volume) -> Geometry:
+    for path in volume.files:
+        if not path.exists():
+            raise UserError(f"there is no file {path}")
+    return volume.geometry()
+
+
+def _listed(values: Iterable[float]) -> str:
+    numbers = [f"{value:g}" for value in values]
+    more = f" and {len(numbers) - _SHOWN} more values" if len(numbers) > _SHOWN else ""
+    return ", ".join(numbers[:_SHOWN]) + more
+
+
+def failed(job: CheckJob, reason: str) -> Finding:
+    """Of a case whose process has died."""
+    return Finding(job.case.name, problems=(reason,))

@@ -1,0 +1,94 @@
+"""What an importer has found: cases with their images, labels and parts. Nothing of it has been read yet."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from nnunetv2_ext.datasets.volumes.volume import Volume
+
+TRAIN, VAL, TEST = "train", "val", "test"
+BACKGROUND = "background"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case of the dataset to be.
+
+    Attributes:
+        name: nnU-Net's, without channel and ending.
+        row: where the source has it, for messages (`train.csv, line 3`).
+        subject: the cases of one are never divided between training and validation.
+        part: TRAIN, VAL (both are training cases of nnU-Net, told apart by the split) or TEST.
+        images: one for each channel.
+        label: None for a test case without.
+        classes: of a label's values: the name of each, and `background` for what is left out. None: every value is a
+            class of its own.
+        merged: groups of class names that were annotated as the first of them; see the loss `marginal`.
+        problems: why it cannot be imported, found without opening a file; empty if all is well.
+    """
+
+    name: str
+    row: str
+    subject: str
+    part: str
+    images: tuple[Volume, ...] = ()
+    label: Volume | None = None
+    classes: Mapping[int, str] | None = None
+    merged: tuple[tuple[str, ...], ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Collection:
+    """All cases of a source.
+
+    Attributes:
+        cases: in the source's order.
+        channel_names: one for each channel; nnU-Net chooses the normalization by them ("CT").
+        class_names: those that exist whether a case has them or not, in the order of their numbers.
+        splits: `splits_final.json`, if the source says which cases are for training and which for validation.
+        remarks: what the user should know about how the source was understood.
+        described: more for `dataset.json`.
+    """
+
+    cases: tuple[Case, ...]
+    channel_names: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
+    splits: list[dict[str, list[str]]] | None = None
+    remarks: tuple[str, ...] = ()
+    described: Mapping[str, Any] = field(default_factory=dict)
+
+    def checked(self) -> Collection:
+        """With the problems that only all cases together show: a name twice, a subject in training and test."""
+        names = Counter(case.name for case in self.cases)
+        parts: dict[str, set[str]] = {}
+        for case in self.cases:
+            parts.setdefault(case.subject, set()).add(case.part)
+        cases = []
+        for case in self.cases:
+            problems = list(case.problems)
+            if names[case.name] > 1:
+                problems.append(f"the name stands {names[case.name]} times in the source")
+            if len(parts[case.subject]) > 1:
+                problems.append(f"subject {case.subject} is in {' and in '.join(sorted(parts[case.subject]))}")
+            if case.part != TEST and case.label is None and not case.problems:
+                problems.append("has no label")
+            cases.append(replace(case, problems=tuple(problems)))
+        return replace(self, cases=tuple(cases))
+
+    @property
+    def training_cases(self) -> list[Case]:
+        return [case for case in self.cases if case.part != TEST]
+
+
+def case_name(*parts: object) -> str:
+    """A name that nnU-Net and all file systems take: parts joined by `_`, with `-` for letters that some do not.
+
+    Names are told apart by `Collection.checked`, should two become one.
+    """
+    names = (re.sub(r"[^A-Za-z0-9._-]+", "-", str(part)).strip("-._") for part in parts)
+    return "_".join(name for name in names if name)

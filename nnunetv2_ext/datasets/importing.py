@@ -1,0 +1,268 @@
+"""`nnUNetv2_import_dataset`: a collection of cases becomes a raw nnU-Net dataset, and its split."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from nnunetv2_ext import __version__
+from nnunetv2_ext.datasets import checking, writing
+from nnunetv2_ext.datasets.checking import CheckJob, Finding, check_case
+from nnunetv2_ext.datasets.collection import TEST, Case, Collection
+from nnunetv2_ext.datasets.labelling import Labelling, number_classes, source_values
+from nnunetv2_ext.datasets.staging import MANIFEST, Staging, check_free, files_of
+from nnunetv2_ext.datasets.table import print_table
+from nnunetv2_ext.datasets.volumes.array_files import TIFF_ENDINGS
+from nnunetv2_ext.datasets.writing import Transfer, WriteJob, Written, look_at, write_case
+from nnunetv2_ext.errors import UserError
+from nnunetv2_ext.files import write_json
+from nnunetv2_ext.nnunet_folders import nnunet_folder, preprocessed_folder
+from nnunetv2_ext.worker_processes import Task, in_processes
+
+_CONVERTED_TO = ".nii.gz"
+_MAX_PROCESSES = 8
+"""More read and write no faster from one disk."""
+_SPLITS_FILE = "splits_final.json"
+_IMPORTED_ONCE = ("nnunetv2_ext.datasets.writing", "nnunetv2_ext.datasets.checking", "pandas")
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """How any collection is imported.
+
+    Attributes:
+        dataset_id: 1 to 999.
+        name: of the dataset, without `DatasetXXX_`.
+        transfer: of files that nnU-Net reads as they are.
+        resample_labels: put label maps that lie on another grid onto their image's.
+        num_processes: workers.
+        dry_run: print the table of cases, write nothing.
+    """
+
+    dataset_id: int
+    name: str
+    transfer: Transfer = Transfer.COPY
+    resample_labels: bool = False
+    num_processes: int = 1
+    dry_run: bool = False
+
+    @property
+    def dataset(self) -> str:
+        return f"Dataset{self.dataset_id:03d}_{self.name}"
+
+
+def import_dataset(kind: str, source: str, collection: Collection, options: ImportOptions) -> None:
+    """Make `nnUNet_raw/DatasetXXX_NAME`, and the split in the preprocessed folder where the source defines one.
+
+    Args:
+        kind: the importer's name, for the manifest.
+        source: where the data come from; a dataset of this name from elsewhere is left alone.
+        collection: what the importer has found.
+        options: how to import it.
+
+    Raises:
+        UserError: cases cannot be imported (they are named), the id is taken, a split of another kind is there.
+    """
+    collection = collection.checked()
+    check_free(options.dataset_id, options.dataset)
+    staging = Staging(options.dataset)
+    staging.check_source(kind, source)
+    for remark in collection.remarks:
+        print(remark)
+    if not collection.training_cases:
+        raise UserError(f"{source} has no training cases")
+    if options.dry_run:
+        findings = _check(collection.cases, options)
+        print_table(collection, findings)
+        _refuse(collection, findings, "the table says why")
+        return
+    _check_splits(options.dataset, collection)
+    with staging.locked():
+        staging = Staging(options.dataset)  # another process may have finished meanwhile
+        staging.check_source(kind, source)
+        _import(kind, source, collection, options, staging)
+
+
+def _import(kind: str, source: str, collection: Collection, options: ImportOptions, staging: Staging) -> None:
+    findings = _check(collection.cases, options)
+    _refuse(collection, findings, "--dry_run lists all")
+    found = [(case, findings[case.name].values) for case in collection.cases]
+    labelling = number_classes(collection.class_names, found)
+    ending = common_ending(collection.cases)
+    jobs = {
+        case.name: WriteJob(case, staging.folder, ending, labelling.table(case, values), options.transfer)
+        for case, values in found
+    }
+    described = {name: _described(job) for name, job in jobs.items()}
+    entries = {name: staging.record(name) for name in jobs}
+    waiting = [job for name, job in jobs.items() if not _is_done(entries[name], described[name], job.case)]
+    manifest = {
+        "kind": kind,
+        "source": source,
+        "version": __version__,
+        "dataset": _dataset_json(collection, labelling, source_values(found), ending, options.name),
+        "splits": collection.splits,
+        "cases": entries,
+        "finished": True,
+    }
+    if not waiting and staging.before == manifest:
+        _write_splits(options.dataset, collection)  # an import may have been killed just before
+        print(f"{staging.final} holds all {len(jobs)} cases as they are in the source: nothing to do")
+        return
+    staging.begin(kind, source)
+    _write(waiting, described, entries, staging, options.num_processes)
+    files = {"dataset.json": manifest["dataset"], MANIFEST: manifest}
+    if collection.splits is not None:
+        files[_SPLITS_FILE] = collection.splits
+    staging.publish(files)
+    _write_splits(options.dataset, collection)
+    _say_what_is_next(staging.final, collection, waiting, options)
+
+
+def _check(cases: Sequence[Case], options: ImportOptions) -> dict[str, Finding]:
+    """What is found in each case, in their order. A name that stands twice counts once: it is a problem anyway."""
+    jobs = [CheckJob(case, options.resample_labels) for case in {case.name: case for case in cases}.values()]
+    task = Task(check_case, checking.failed, _IMPORTED_ONCE)
+    with tqdm(total=len(jobs), desc="checking", unit="case", disable=None) as bar:
+        findings = {}
+        for finding in in_processes(task, jobs, options.num_processes):
+            findings[finding.name] = finding
+            bar.update()
+    return {job.case.name: findings[job.case.name] for job in jobs}
+
+
+def _refuse(collection: Collection, findings: Mapping[str, Finding], more: str) -> None:
+    """Raises UserError for cases with problems: the first, and how many there are."""
+    rows = {case.name: case.row for case in collection.cases}
+    bad = [finding for finding in findings.values() if finding.problems]
+    if bad:
+        others = f" (and {len(bad) - 1} more cases; {more})" if len(bad) > 1 else ""
+        raise UserError(f"{bad[0].name} ({rows[bad[0].name]}): {bad[0].problems[0]}{others}; nothing was imported")
+
+
+def common_ending(cases: Sequence[Case]) -> str:
+    """The ending that all images share, if nnU-Net reads it; label maps follow it. Else that of what is converted."""
+    endings = {image.ending for case in cases for image in case.images}
+    ending = endings.pop() if len(endings) == 1 else None
+    return ending or _CONVERTED_TO
+
+
+def _described(job: WriteJob) -> dict[str, Any]:
+    """All of a job that decides what is written, as JSON has it."""
+    return {
+        "part": job.case.part,
+        "subject": job.case.subject,
+        "ending": job.ending,
+        "transfer": job.transfer.value,
+        "numbers": {str(value): number for value, number in job.numbers.items()},
+        "volumes": [repr(volume) for volume in (*job.case.images, job.case.label)],
+    }
+
+
+def _is_done(entry: Mapping[str, Any] | None, described: Mapping[str, Any], case: Case) -> bool:
+    """Whether a case was imported just like this, and its sources have not changed since."""
+    if entry is None or entry.get("job") != described:
+        return False
+    volumes = [*case.images, *([case.label] if case.label else [])]
+    return [file["sources"] for file in files_of(entry)] == [
+        [look_at(path) for path in volume.files] for volume in volumes
+    ]
+
+
+def _write(
+    jobs: Sequence[WriteJob],
+    described: Mapping[str, Mapping[str, Any]],
+    entries: dict[str, Any],
+    staging: Staging,
+    num_processes: int,
+) -> None:
+    """Do what is left; what is done is noted at once. Raises UserError where a case fails, after all others."""
+    problems: list[Written] = []
+    task = Task(write_case, writing.failed, _IMPORTED_ONCE)
+    with tqdm(total=len(jobs), desc="importing", unit="case", disable=None) as bar:
+        for written in in_processes(task, jobs, num_processes):
+            bar.update()
+            if written.entry is None:
+                problems.append(written)
+                if written.stops:
+                    break
+                continue
+            entries[written.name] = {"job": described[written.name], **written.entry}
+            staging.note(written.name, entries[written.name])
+    if problems:
+        others = f" (and {len(problems) - 1} more cases)" if len(problems) > 1 else ""
+        raise UserError(
+            f"{problems[0].name} could not be imported: {problems[0].problem}{others}; what is done is kept: the same "
+            "command goes on"
+        )
+
+
+def _check_splits(dataset: str, collection: Collection) -> None:
+    """Refuse to replace a split that is not this one: trainings may have used it. Raises UserError."""
+    if collection.splits is None:
+        return
+    path = preprocessed_folder(dataset) / _SPLITS_FILE
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except ValueError:
+        there = None
+    if there != collection.splits:
+        raise UserError(f"{path} holds another split than the source defines: move it away, if it is not used any more")
+
+
+def _write_splits(dataset: str, collection: Collection) -> None:
+    """For nnU-Net's training, which looks for it here; `_check_splits` has made sure that none is lost."""
+    path = preprocessed_folder(dataset) / _SPLITS_FILE
+    if collection.splits is not None and not path.is_file():
+        write_json(path, collection.splits)
+
+
+def _dataset_json(
+    collection: Collection, labelling: Labelling, values: Mapping[str, Sequence[int]], ending: str, name: str
+) -> dict[str, Any]:
+    merged = {case.name: [list(group) for group in case.merged] for case in collection.training_cases if case.merged}
+    return {
+        "channel_names": {str(i): channel for i, channel in enumerate(collection.channel_names)},
+        "labels": dict(labelling.numbers),
+        "numTraining": len(collection.training_cases),
+        "file_ending": ending,
+        "name": name,
+        "source_labels": dict(values),
+        **({"merged_classes": merged} if merged else {}),
+        **({"overwrite_image_reader_writer": "Tiff3DIO"} if ending in TIFF_ENDINGS else {}),
+        **collection.described,
+    }
+
+
+def _say_what_is_next(final: Path, collection: Collection, waiting: Sequence[WriteJob], options: ImportOptions) -> None:
+    tests = sum(case.part == TEST for case in collection.cases)
+    kept = len(collection.cases) - len(waiting)
+    print(
+        f"{final}: {len(collection.training_cases)} training cases, {tests} test cases"
+        + (f" ({kept} were there)" if kept else "")
+    )
+    if collection.splits is not None:
+        folds = len(collection.splits)
+        print(f"{preprocessed_folder(options.dataset) / _SPLITS_FILE}: {folds} fold{'s' if folds > 1 else ''}")
+    print(f"next: nnUNetv2_plan_and_preprocess -d {options.dataset_id} --verify_dataset_integrity --no_pp")
+
+
+def check_folders() -> None:
+    """Raises UserError where nnU-Net's folders are not set, before anything is read."""
+    nnunet_folder("nnUNet_raw")
+    nnunet_folder("nnUNet_preprocessed")
+
+
+def num_processes(wanted: int | None) -> int:
+    """As asked for; else the cores that this process may use, at most 8. Raises UserError for less than 1."""
+    if wanted is not None and wanted < 1:
+        raise UserError(f"-np must be at least 1, not {wanted}")
+    return wanted or min(len(os.sched_getaffinity(0)), _MAX_PROCESSES)

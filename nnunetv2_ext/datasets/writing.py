@@ -1,0 +1,253 @@
+"""One case into the folders of a raw dataset: linked or copied as it is where nnU-Net reads it so, else converted."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from nnunetv2_ext.datasets.checking import geometry_of_images
+from nnunetv2_ext.datasets.collection import TEST, Case
+from nnunetv2_ext.datasets.volumes.array_files import TIFF_ENDINGS
+from nnunetv2_ext.datasets.volumes.volume import Geometry, Volume
+from nnunetv2_ext.errors import UserError
+from nnunetv2_ext.files import CHUNK_BYTES, sha256
+from nnunetv2_ext.preprocessing.cases import MACHINE_FAULTS
+from nnunetv2_ext.preprocessing.integrity import check_as_read
+
+
+class Transfer(str, Enum):
+    """How a file comes into the dataset that nnU-Net reads as it is."""
+
+    COPY = "copy"
+    SYMLINK = "symlink"
+
+
+@dataclass(frozen=True)
+class WriteJob:
+    """A case, and how it is to be written.
+
+    Attributes:
+        case: checked.
+        folder: of the dataset, with its sub-folders.
+        ending: of all its files.
+        numbers: for each value of the label map, nnU-Net's label.
+        transfer: of what needs no conversion.
+    """
+
+    case: Case
+    folder: Path
+    ending: str
+    numbers: Mapping[int, int]
+    transfer: Transfer
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of a case.
+
+    Attributes:
+        name: the case's.
+        entry: for the manifest; None if it failed.
+        problem: why it failed.
+        stops: whether every case that comes after would fail for this too (a full disk).
+    """
+
+    name: str
+    entry: dict[str, Any] | None = field(default=None)
+    problem: str = ""
+    stops: bool = False
+
+
+def write_case(job: WriteJob) -> Written:
+    """Write a case's files, each whole or not at all. Raises nothing for what is wrong with the case."""
+    case = job.case
+    images, labels = ("imagesTs", "labelsTs") if case.part == TEST else ("imagesTr", "labelsTr")
+    try:
+        geometry = geometry_of_images(case)
+        entry: dict[str, Any] = {"images": []}
+        for channel, volume in enumerate(case.images):
+            target = f"{images}/{case.name}_{channel:04d}{job.ending}"
+            entry["images"].append(_write_image(job, volume, geometry, target))
+        _write_spacing(job, geometry, f"{images}/{case.name}.json")
+        if case.label is not None:
+            entry["label"] = _write_label(job, case.label, geometry, f"{labels}/{case.name}{job.ending}")
+            _write_spacing(job, geometry, f"{labels}/{case.name}.json")
+    except UserError as error:
+        return Written(case.name, problem=str(error))
+    except (OSError, RuntimeError) as error:  # SimpleITK's are RuntimeErrors
+        number = getattr(error, "errno", None)
+        return Written(case.name, problem=_reason(error), stops=number in MACHINE_FAULTS)
+    return Written(case.name, entry)
+
+
+def failed(job: WriteJob, reason: str) -> Written:
+    """Of a case whose process has died."""
+    return Written(job.case.name, problem=reason)
+
+
+def _write_image(job: WriteJob, volume: Volume, geometry: Geometry, target: str) -> dict[str, Any]:
+    if volume.ending == job.ending:
+        return _as_it_is(job, volume, target)
+    image = volume.image()
+    if len(volume.files) == 1:
+        check_as_read(volume.files, [sitk.GetArrayViewFromImage(image)])
+    if volume.geometry().spacing is None:
+        geometry.put_on(image)
+    return _converted(job, volume, image, target)
+
+
+def _write_label(job: WriteJob, label: Volume, geometry: Geometry, target: str) -> dict[str, Any]:
+    own = label.geometry()
+    fits = own.spacing is not None and geometry.difference(own) is None
+    if label.ending == job.ending and all(a == b for a, b in job.numbers.items()) and (fits or _is_tiff(job.ending)):
+        return _as_it_is(job, label, target)
+    image = label.image()
+    if own.spacing is None:
+        geometry.put_on(image)
+    elif not fits:
+        image = sitk.Resample(image, _grid(geometry), sitk.Transform(), sitk.sitkNearestNeighbor, 0)
+    renumbered = sitk.GetImageFromArray(_renumbered(sitk.GetArrayViewFromImage(image), job.numbers))
+    renumbered.CopyInformation(image)
+    return _converted(job, label, renumbered, target)
+
+
+def _renumbered(array: np.ndarray, numbers: Mapping[int, int]) -> np.ndarray:
+    """`array` with the values of `numbers` replaced; 8 bits where they are enough."""
+    table = np.zeros(max(numbers, default=0) + 1, np.uint16)
+    for value, number in numbers.items():
+        table[value] = number
+    if table.max() < np.iinfo(np.uint8).max:
+        table = table.astype(np.uint8)
+    return table[array.astype(np.int64, copy=False)]
+
+
+def _grid(geometry: Geometry) -> sitk.Image:
+    grid = sitk.Image(list(geometry.size), sitk.sitkUInt8)
+    geometry.put_on(grid)
+    return grid
+
+
+def _as_it_is(job: WriteJob, volume: Volume, target: str) -> dict[str, Any]:
+    (source,) = volume.files
+    path = job.folder / target
+    if job.transfer is Transfer.SYMLINK:
+        temporary = _temporary(path)
+        temporary.symlink_to(source)
+        os.replace(temporary, path)
+        return _entry(job, volume, target, "linked", sha256(source))
+    digest = _whole(path, lambda temporary: _copy(source, temporary))
+    return _entry(job, volume, target, "copied", digest)
+
+
+def _copy(source: Path, target: Path) -> str:
+    """Copy a file and return its sha256, reading it once."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    # without a buffer of Python's, `write` would write what fits a full disk, and say so in its result alone
+    with source.open("rb", buffering=0) as reading, target.open("wb") as writing:
+        while count := reading.readinto(buffer):
+            digest.update(buffer[:count])
+            writing.write(buffer[:count])
+    shutil.copystat(source, target)
+    return digest.hexdigest()
+
+
+def _converted(job: WriteJob, volume: Volume, image: sitk.Image, target: str) -> dict[str, Any]:
+    def write(temporary: Path) -> None:
+        if _is_tiff(job.ending):
+            import tifffile
+
+            # else tifffile takes three or four slices of 8 bits for colours
+            tifffile.imwrite(temporary, sitk.GetArrayViewFromImage(image), compression="zlib", photometric="minisblack")
+        else:
+            sitk.WriteImage(image, str(temporary), useCompression=True)
+            _check_end(temporary, sitk.GetArrayViewFromImage(image).nbytes)
+
+    _whole(job.folder / target, write)
+    hashes = [sha256(path) for path in volume.files if path.is_file()]
+    if len(hashes) != 1:  # the slices of a scan, or no file at all
+        content = "".join(hashes).encode() or sitk.GetArrayViewFromImage(image).tobytes()
+        hashes = [hashlib.sha256(content).hexdigest()]
+    return _entry(job, volume, target, "converted", hashes[0])
+
+
+def _check_end(path: Path, num_bytes: int) -> None:
+    """SimpleITK writes NIfTI and GIPL to a full disk without a word. Raises OSError where voxels are missing."""
+    header = {".nii": 352, ".gz": 352, ".gipl": 256}.get(path.suffix)
+    if header is None:
+        return
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            there = sum(map(len, iter(lambda: file.read(CHUNK_BYTES), b"")))
+    except EOFError:
+        there = 0
+    if there < header + num_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _write_spacing(job: WriteJob, geometry: Geometry, target: str) -> None:
+    """Where nnU-Net's reader of TIFF looks for it: beside the file, without the channel's number."""
+    if _is_tiff(job.ending):
+        assert geometry.spacing is not None
+        content = json.dumps({"spacing": list(reversed(geometry.spacing))})
+        _whole(job.folder / target, lambda temporary: temporary.write_text(content))
+
+
+def _is_tiff(ending: str) -> bool:
+    return ending in TIFF_ENDINGS
+
+
+def _whole(path: Path, write: Callable[[Path], Any]) -> Any:
+    """Write under another name, and rename. It is flushed to disk with all others before the dataset has its name."""
+    temporary = _temporary(path)
+    try:
+        result = write(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return result
+
+
+def _temporary(path: Path) -> Path:
+    """Hidden, and with the same ending, by which writers choose the format."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary.unlink(missing_ok=True)
+    return temporary
+
+
+def _entry(job: WriteJob, volume: Volume, target: str, how: str, digest: str) -> dict[str, Any]:
+    return {
+        "file": target,
+        "size": (job.folder / target).stat().st_size,
+        "source": volume.where,
+        "sha256": digest,
+        "how": how,
+        "sources": [look_at(path) for path in volume.files],
+    }
+
+
+def look_at(path: Path) -> list[int]:
+    """Size and time of modification of a source's file, by which a change is noticed without reading it."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__

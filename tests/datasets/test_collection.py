@@ -1,0 +1,93 @@
+"""What only all cases together show, and names of cases."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nnunetv2_ext.datasets.collection import TEST, TRAIN, VAL, Case, Collection, case_name
+from tests.datasets.conftest import case_of
+
+LABEL = Path("/nowhere/label.nii.gz")
+
+
+def problems_of(*cases: Case) -> list[tuple[str, ...]]:
+    return [case.problems for case in Collection(cases, ("CT",)).checked().cases]
+
+
+def test_cases_without_problems_stay_as_they_are() -> None:
+    cases = (
+        case_of(label=LABEL, name="a", subject="1"),
+        case_of(label=LABEL, name="b", subject="1"),
+        case_of(label=LABEL, name="c", subject="2", part=VAL),
+        case_of(name="d", subject="3", part=TEST),
+    )
+    collection = Collection(cases, ("CT",))
+    assert collection.checked() == collection
+
+
+def test_a_name_that_stands_twice_is_a_problem_of_both() -> None:
+    twice = ("the name stands 2 times in the source",)
+    found = problems_of(*(case_of(label=LABEL, name=name, subject="1") for name in ("a", "b", "a")))
+    assert found == [twice, (), twice]
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [((TRAIN, VAL), "train and in val"), ((TRAIN, TEST), "test and in train"), ((VAL, TEST), "test and in val")],
+)
+def test_a_subject_in_two_parts_is_a_problem_of_all_its_cases(parts: tuple[str, str], said: str) -> None:
+    first, second = parts
+    found = problems_of(
+        case_of(label=LABEL, name="a", subject="1", part=first),
+        case_of(label=LABEL, name="b", subject="2", part=first),
+        case_of(label=LABEL, name="c", subject="1", part=second),
+    )
+    assert found == [(f"subject 1 is in {said}",), (), (f"subject 1 is in {said}",)]
+
+
+def test_a_training_case_needs_a_label_and_a_test_case_none() -> None:
+    found = problems_of(*(case_of(name=part, part=part) for part in (TRAIN, VAL, TEST)))
+    assert found == [("has no label",), ("has no label",), ()]
+
+
+def test_problems_that_are_known_come_first_and_explain_a_missing_label() -> None:
+    found = problems_of(*(case_of(name="a", subject="1", problems=("image is empty",)) for _ in range(2)))
+    assert found == [("image is empty", "the name stands 2 times in the source")] * 2
+
+
+def test_cases_of_training_are_those_that_are_not_for_test() -> None:
+    cases = tuple(case_of(name=part, part=part) for part in (TRAIN, TEST, VAL))
+    assert [case.part for case in Collection(cases, ("CT",)).training_cases] == [TRAIN, VAL]
+
+
+@pytest.mark.parametrize(
+    ("parts", "name"),
+    [
+        (("sub-01_ses-2",), "sub-01_ses-2"),
+        (("clark", "01", "right t2"), "clark_01_right-t2"),
+        (("a/b\\c:d",), "a-b-c-d"),
+        ((" a  b ",), "a-b"),
+        ((".hidden",), "hidden"),
+        (("train", 7), "train_7"),
+        (("a", "", "b"), "a_b"),
+        (("Schädel",), "Sch-del"),
+        (("v1.2",), "v1.2"),
+        (("头", "01"), "01"),
+        (("",), ""),
+        (("..",), ""),
+    ],
+)
+def test_a_name_keeps_what_all_file_systems_take(parts: tuple[object, ...], name: str) -> None:
+    assert case_name(*parts) == name
+
+
+@given(st.lists(st.text(), max_size=3))
+def test_a_name_is_none_or_one_that_files_can_have(parts: list[str]) -> None:
+    name = case_name(*parts)
+    assert re.fullmatch(r"([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?", name)
+    assert case_name(name) == name
