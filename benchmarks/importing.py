@@ -1,0 +1,106 @@
+"""An import of 200 cases beside a plain copy loop of the same files.
+
+    python benchmarks/importing.py [--cases N] [--size N] [--repeats N] [--processes N]
+
+The source is a table of NIfTI images (int16, compressed) and label maps (0 to 2). The loop is `shutil.copyfile` over
+the same files, in one process, followed by fsync of each as the import does; the command is
+`nnUNetv2_import_dataset csv` with everything that it checks, once with --copy and once with --symlink, its start
+included. All take turns; ratios are of the medians. Ends with code 1 if copying or linking takes more than 1.3 times as
+long as the loop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from nnunetv2_ext.files import flush_to_disk
+
+LIMIT = 1.3
+
+
+def make_source(folder: Path, num_cases: int, size: int) -> Path:
+    """A table with `num_cases` rows, its images of `size` voxels along each axis."""
+    rng = np.random.default_rng(0)
+    with (folder / "table.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("image", "label"))
+        for index in range(num_cases):
+            image = rng.integers(0, 1200, (size,) * 3).astype(np.int16)
+            label = np.zeros((size,) * 3, np.uint8)
+            label[size // 4 : size // 2, size // 3 :] = 1
+            label[size // 2 :, : size // 2, index % size :] = 2
+            for name, array in (("image", image), ("label", label)):
+                sitk.WriteImage(sitk.GetImageFromArray(array), str(folder / f"{name}_{index:03d}.nii.gz"), True)
+            table.writerow((f"image_{index:03d}.nii.gz", f"label_{index:03d}.nii.gz"))
+    return folder / "table.csv"
+
+
+def copy_loop(source: Path, target: Path) -> float:
+    """Seconds of the plain loop."""
+    begin = time.perf_counter()
+    target.mkdir()
+    for path in sorted(source.glob("*.nii.gz")):
+        shutil.copyfile(path, target / path.name)
+    for path in target.iterdir():
+        flush_to_disk(path)
+    return time.perf_counter() - begin
+
+
+def import_table(table: Path, folder: Path, how: str, processes: int) -> float:
+    """Seconds of the command."""
+    environment = {**os.environ, **{f"nnUNet_{v}": str(folder / v) for v in ("raw", "preprocessed", "results")}}
+    begin = time.perf_counter()
+    command = str(Path(sys.executable).parent / "nnUNetv2_import_dataset")
+    subprocess.run(
+        [command, "csv", str(table), "-d", "500", "-name", "Many", how, "-np", str(processes)],
+        env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    return time.perf_counter() - begin
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=200)
+    parser.add_argument("--size", type=int, default=128, help="voxels along each axis")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    args = parser.parse_args()
+    times: dict[str, list[float]] = {"loop": [], "--copy": [], "--symlink": []}
+    with tempfile.TemporaryDirectory() as root:
+        source = Path(root) / "source"
+        source.mkdir()
+        table = make_source(source, args.cases, args.size)
+        num_bytes = sum(path.stat().st_size for path in source.iterdir())
+        for _ in range(args.repeats):
+            for what, seconds in times.items():
+                folder = Path(root) / "target"
+                shutil.rmtree(folder, ignore_errors=True)
+                if what == "loop":
+                    seconds.append(copy_loop(source, folder))
+                else:
+                    seconds.append(import_table(table, folder, what, args.processes))
+    loop = statistics.median(times["loop"])
+    print(f"{args.cases} cases, {num_bytes / 1e6:.0f} MB, {args.processes} processes\n")
+    print("| | seconds | ratio |\n|---|---|---|")
+    for what, seconds in times.items():
+        print(f"| {what} | {statistics.median(seconds):.2f} | {statistics.median(seconds) / loop:.2f} |")
+    if any(statistics.median(times[how]) > LIMIT * loop for how in ("--copy", "--symlink")):
+        print(f"more than {LIMIT} times the loop")
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
