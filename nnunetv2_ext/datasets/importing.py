@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,19 +15,18 @@ from nnunetv2_ext.datasets import checking, writing
 from nnunetv2_ext.datasets.checking import CheckJob, Finding, check_case
 from nnunetv2_ext.datasets.collection import TEST, Case, Collection
 from nnunetv2_ext.datasets.labelling import Labelling, number_classes, source_values
+from nnunetv2_ext.datasets.split_files import SPLITS_FILE, check_split, remark_on_split, write_split
 from nnunetv2_ext.datasets.staging import MANIFEST, Staging, check_free, files_of
 from nnunetv2_ext.datasets.table import print_table
 from nnunetv2_ext.datasets.volumes.array_files import TIFF_ENDINGS
 from nnunetv2_ext.datasets.writing import Transfer, WriteJob, Written, look_at, write_case
 from nnunetv2_ext.errors import UserError
-from nnunetv2_ext.files import write_json
 from nnunetv2_ext.nnunet_folders import nnunet_folder, preprocessed_folder
 from nnunetv2_ext.worker_processes import Task, in_processes
 
 _CONVERTED_TO = ".nii.gz"
 _MAX_PROCESSES = 8
 """More read and write no faster from one disk."""
-_SPLITS_FILE = "splits_final.json"
 _IMPORTED_ONCE = ("nnunetv2_ext.datasets.writing", "nnunetv2_ext.datasets.checking", "pandas")
 
 
@@ -82,10 +80,10 @@ def import_dataset(kind: str, source: str, collection: Collection, options: Impo
         print_table(collection, findings)
         _refuse(collection, findings, "the table says why")
         return
-    _check_splits(options.dataset, collection)
     with staging.locked():
         staging = Staging(options.dataset)  # another process may have finished meanwhile
         staging.check_source(kind, source)
+        check_split(options.dataset, collection.splits, (staging.before or {}).get("splits"))
         _import(kind, source, collection, options, staging)
 
 
@@ -112,16 +110,13 @@ def _import(kind: str, source: str, collection: Collection, options: ImportOptio
         "finished": True,
     }
     if not waiting and staging.before == manifest:
-        _write_splits(options.dataset, collection)  # an import may have been killed just before
+        write_split(options.dataset, collection.splits)
         print(f"{staging.final} holds all {len(jobs)} cases as they are in the source: nothing to do")
         return
     staging.begin(kind, source)
     _write(waiting, described, entries, staging, options.num_processes)
-    files = {"dataset.json": manifest["dataset"], MANIFEST: manifest}
-    if collection.splits is not None:
-        files[_SPLITS_FILE] = collection.splits
-    staging.publish(files)
-    _write_splits(options.dataset, collection)
+    write_split(options.dataset, collection.splits)  # first: should it be killed here, the same command goes on
+    staging.publish({"dataset.json": manifest["dataset"], MANIFEST: manifest, SPLITS_FILE: collection.splits})
     _say_what_is_next(staging.final, collection, waiting, options)
 
 
@@ -203,28 +198,6 @@ def _write(
         )
 
 
-def _check_splits(dataset: str, collection: Collection) -> None:
-    """Refuse to replace a split that is not this one: trainings may have used it. Raises UserError."""
-    if collection.splits is None:
-        return
-    path = preprocessed_folder(dataset) / _SPLITS_FILE
-    try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return
-    except ValueError:
-        there = None
-    if there != collection.splits:
-        raise UserError(f"{path} holds another split than the source defines: move it away, if it is not used any more")
-
-
-def _write_splits(dataset: str, collection: Collection) -> None:
-    """For nnU-Net's training, which looks for it here; `_check_splits` has made sure that none is lost."""
-    path = preprocessed_folder(dataset) / _SPLITS_FILE
-    if collection.splits is not None and not path.is_file():
-        write_json(path, collection.splits)
-
-
 def _dataset_json(
     collection: Collection, labelling: Labelling, values: Mapping[str, Sequence[int]], ending: str, name: str
 ) -> dict[str, Any]:
@@ -251,7 +224,8 @@ def _say_what_is_next(final: Path, collection: Collection, waiting: Sequence[Wri
     )
     if collection.splits is not None:
         folds = len(collection.splits)
-        print(f"{preprocessed_folder(options.dataset) / _SPLITS_FILE}: {folds} fold{'s' if folds > 1 else ''}")
+        print(f"{preprocessed_folder(options.dataset) / SPLITS_FILE}: {folds} fold{'s' if folds > 1 else ''}")
+    remark_on_split(options.dataset, collection.splits, [case.name for case in collection.training_cases])
     print(f"next: nnUNetv2_plan_and_preprocess -d {options.dataset_id} --verify_dataset_integrity --no_pp")
 
 

@@ -122,10 +122,13 @@ class Staging:
         """Give the folder the dataset's name, once all that is in it is on disk.
 
         Args:
-            files: JSON to write into it, by name: `dataset.json`, the manifest, the split.
+            files: JSON to write into it, by name: `dataset.json`, the manifest, the split; None: no such file.
         """
         for name, content in files.items():
-            write_json(self.folder / name, content)
+            if content is None:
+                (self.folder / name).unlink(missing_ok=True)
+            else:
+                write_json(self.folder / name, content)
         shutil.rmtree(self.folder / _RECORDS, ignore_errors=True)
         for path in self.folder.glob(".*.tmp"):  # JSON that a killed process was writing
             path.unlink()

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -322,23 +323,66 @@ def _end_after(left: int) -> None:
         setattr(os, name, counted(getattr(os, name)))
 
 
+def test_a_split_that_changes_with_its_source_is_kept_beside_the_new_one(
+    splits: Path, table: Table, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table.add("v", part="val")
+    import_table(table)
+    before = splits.read_bytes()
+    table.add("w", part="val")
+    import_table(table)
+    assert json.loads(splits.read_text())[0]["val"] == ["v", "w"]
+    assert splits.with_name("splits_final_previous.json").read_bytes() == before
+    assert "train all folds anew" in capsys.readouterr().out
+
+
+def test_a_split_that_a_user_has_edited_is_not_replaced_when_the_source_changes(splits: Path, table: Table) -> None:
+    table.add("v", part="val")
+    import_table(table)
+    splits.write_text('[{"train": ["a"], "val": ["b"]}]')
+    table.add("w", part="val")
+    with pytest.raises(UserError, match="holds another split than the source defines"):
+        import_table(table)
+    assert json.loads(splits.read_text()) == [{"train": ["a"], "val": ["b"]}]
+
+
+def test_a_split_that_the_source_no_longer_defines_leaves_the_raw_data(raw: Path, splits: Path, table: Table) -> None:
+    table.add("v", part="val")
+    import_table(table)
+    table.remove("v")
+    import_table(table)
+    assert not (raw / "splits_final.json").exists()
+    assert splits.exists()
+
+
+@pytest.mark.parametrize("content", ['[{"train": ["a", "b"], "val": ["c", "d"]}]', "no JSON"])
+def test_a_split_of_nnunets_that_lacks_new_cases_is_remarked_on(
+    content: str, splits: Path, table: Table, capsys: pytest.CaptureFixture[str]
+) -> None:
+    splits.parent.mkdir(parents=True)
+    splits.write_text(content)
+    import_table(table)
+    assert f"{splits} does not name {'e' if content[0] == '[' else 'a'} (" in capsys.readouterr().out
+    assert splits.read_text() == content
+
+
 @pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("changed", [False, True])
 def test_an_import_that_is_killed_at_any_step_is_continued_to_the_same_files(
     changed: bool, every: int, raw: Path, splits: Path, tmp_path: Path
 ) -> None:
     table = Table(tmp_path / "source").add("a").add("b", ending=".nrrd").add("v", part="val")
-    before = tmp_path / "before"
+    folders = {raw.parent: tmp_path / "raw_before", splits.parent.parent: tmp_path / "preprocessed_before"}
     if changed:
         import_table(table)
-        shutil.move(splits, tmp_path / "splits")
         table.remove("a").add("b", seed=1, ending=".nrrd").add("c", values=(0, 2, 5))
-    shutil.copytree(raw.parent, before)
+    for folder, before in folders.items():
+        shutil.copytree(folder, before)
     expected = elsewhere(table, tmp_path)
     for after in range(0, 1000, every):
-        for folder in (raw.parent, splits.parent):
-            shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(before, raw.parent)
+        for folder, before in folders.items():
+            shutil.rmtree(folder)
+            shutil.copytree(before, folder)
         exit_code = import_in_a_process_that_stops(table, after)
         if exit_code != STOPPED:
             break
@@ -472,14 +516,14 @@ def test_a_dataset_that_another_process_has_finished_meanwhile_is_left_alone(
     raw: Path, table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = Table(tmp_path / "other").add("x")
-    check = importing._check_splits
+    locked = Staging.locked
 
-    def after_the_other(dataset: str, collection: Collection) -> None:
-        monkeypatch.setattr(importing, "_check_splits", check)
+    def after_the_other(staging: Staging) -> AbstractContextManager[None]:
+        monkeypatch.setattr(Staging, "locked", locked)
         import_table(other)
-        check(dataset, collection)
+        return locked(staging)
 
-    monkeypatch.setattr(importing, "_check_splits", after_the_other)
+    monkeypatch.setattr(Staging, "locked", after_the_other)
     with pytest.raises(UserError, match=f"was imported from {other.path}"):
         import_table(table)
     assert set(cases_on_disk(raw)) == files_of("x")

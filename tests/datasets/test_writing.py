@@ -23,6 +23,7 @@ from nnunetv2_ext.datasets.volumes.volume import Volume
 from nnunetv2_ext.datasets.volumes.zarr_crop import ZarrCrop
 from nnunetv2_ext.datasets.writing import Transfer, WriteJob, Written, failed, write_case
 from tests.disks import fill, mounted
+from tests.end_to_end.importable import dicom_series
 
 SHAPE = (5, 6, 7)
 SPACING = (2.5, 0.75, 0.5)
@@ -362,20 +363,7 @@ def test_the_hash_of_a_converted_file_is_that_of_its_source(tmp_path: Path) -> N
 
 @pytest.fixture
 def dicom(tmp_path: Path) -> Path:
-    """Three slices."""
-    folder = tmp_path / "scan"
-    folder.mkdir()
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    for i in range(3):
-        image = sitk.GetImageFromArray(voxels("int16", (1, 6, 7), seed=i))
-        tags = {"0008|0060": "CT", "0020|000e": "1.2.3", "0020|000d": "1.2.4", "0020|0032": f"0\\0\\{2 * i}"}
-        tags |= {"0008|0018": f"1.2.3.{i + 1}", "0020|0013": str(i + 1), "0020|0037": "1\\0\\0\\0\\1\\0"}
-        for tag, value in tags.items():
-            image.SetMetaData(tag, value)
-        writer.SetFileName(str(folder / f"{i}.dcm"))
-        writer.Execute(image)
-    return folder
+    return dicom_series(tmp_path / "scan", num_slices=3)
 
 
 def truncate(path: Path, keep: float = 0.5) -> None:
@@ -401,7 +389,7 @@ def test_a_truncated_image_is_not_converted(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_truncated_slice_is_neither_converted_nor_left_out(number: int, dicom: Path, tmp_path: Path) -> None:
-    truncate(dicom / f"{number}.dcm", keep=0.98)  # within its voxels
+    truncate(dicom / f"{number:03d}.dcm", keep=0.98)  # within its voxels
     made = write(tmp_path / "out", DicomFolder(dicom))
     assert made.entry is None
     assert str(dicom) in made.problem
