@@ -22,10 +22,17 @@ MAX_LABEL = 65535
 
 @dataclass(frozen=True)
 class CheckJob:
-    """A case, and whether a label that lies on another grid than its image is put onto the image's."""
+    """A case to check.
+
+    Attributes:
+        case: as it was found.
+        resample_labels: whether a label map that lies on another grid than its image is put onto the image's.
+        ending: of the dataset's files; an image that has it is not read when it is imported.
+    """
 
     case: Case
     resample_labels: bool
+    ending: str = ".nii.gz"
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,9 @@ def check_case(job: CheckJob) -> Finding:
         return Finding(case.name, problems=case.problems)
     try:
         geometry = geometry_of_images(case)
+        for volume in case.images:
+            if volume.ending == job.ending:  # others are read when they are converted
+                volume.check_whole()
     except UserError as error:
         return Finding(case.name, problems=(str(error),))
     if case.label is None:

@@ -122,7 +122,8 @@ def _import(kind: str, source: str, collection: Collection, options: ImportOptio
 
 def _check(cases: Sequence[Case], options: ImportOptions) -> dict[str, Finding]:
     """What is found in each case, in their order. A name that stands twice counts once: it is a problem anyway."""
-    jobs = [CheckJob(case, options.resample_labels) for case in {case.name: case for case in cases}.values()]
+    ending = common_ending(cases)
+    jobs = [CheckJob(case, options.resample_labels, ending) for case in {case.name: case for case in cases}.values()]
     task = Task(check_case, checking.failed, _IMPORTED_ONCE)
     with tqdm(total=len(jobs), desc="checking", unit="case", disable=None) as bar:
         findings = {}
@@ -230,9 +231,10 @@ def _say_what_is_next(final: Path, collection: Collection, waiting: Sequence[Wri
 
 
 def check_folders() -> None:
-    """Raises UserError where nnU-Net's folders are not set, before anything is read."""
-    nnunet_folder("nnUNet_raw")
-    nnunet_folder("nnUNet_preprocessed")
+    """Raises UserError where nnU-Net's folders are not set or not there, before anything is read."""
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
+        if not (folder := nnunet_folder(variable)).is_dir():
+            raise UserError(f"there is no folder {folder}, which {variable} names: make it, or correct the variable")
 
 
 def num_processes(wanted: int | None) -> int:

@@ -39,6 +39,14 @@ def check_free(dataset_id: int, name: str) -> None:
                 raise UserError(f"the id {dataset_id} is taken by {other}: choose another (-d)")
 
 
+def _check_nothing_of_another(dataset: str) -> None:
+    """Raises UserError where nnU-Net's other folders hold a dataset of this name, which is not to be imported."""
+    for variable, sign in (("nnUNet_preprocessed", "dataset.json"), ("nnUNet_results", "*__*__*")):
+        folder = Path(os.environ.get(variable, "")) / dataset
+        if os.environ.get(variable) and any(folder.glob(sign)):
+            raise UserError(f"{folder} is of another dataset of this name: choose another (-name), or move it away")
+
+
 class Staging:
     """The folder of an import, and the records of the cases that are done.
 
@@ -62,6 +70,8 @@ class Staging:
         """Raises UserError where the finished dataset, or the unfinished import, is of something else."""
         if self.final.exists() and self.before is None:
             raise UserError(f"{self.final} exists and was not imported: choose another id (-d) or name (-name)")
+        if not self.final.exists() and not self.folder.exists():
+            _check_nothing_of_another(self.final.name)
         started = self.folder / MANIFEST
         for manifest in (self.before, read_json(started) if started.is_file() else None):
             if manifest is not None and (manifest.get("kind"), manifest.get("source")) != (kind, source):
@@ -129,22 +139,29 @@ class Staging:
                 (self.folder / name).unlink(missing_ok=True)
             else:
                 write_json(self.folder / name, content)
+        wanted = _all_files(files[MANIFEST])
+        gone = self._noted_files() - wanted
         shutil.rmtree(self.folder / _RECORDS, ignore_errors=True)
         for path in self.folder.glob(".*.tmp"):  # JSON that a killed process was writing
             path.unlink()
-        wanted = _all_files(files[MANIFEST])
         for path in (path for part in _PARTS for path in (self.folder / part).glob("*")):
-            if path.relative_to(self.folder).as_posix() in wanted:
+            name = path.relative_to(self.folder).as_posix()
+            if name in wanted:
                 if not path.is_symlink():
                     flush_to_disk(path)
-            elif not path.is_dir():  # half-written, or of a case that is gone
-                path.unlink()
+            elif not path.is_dir() and (name in gone or path.name.startswith(".") or self.before is None):
+                path.unlink()  # half-written, or of a case that is gone; others are the user's own
         shutil.rmtree(self._previous, ignore_errors=True)
         if self.final.exists():
             os.replace(self.final, self._previous)
         os.replace(self.folder, self.final)
         flush_to_disk(self.final.parent)
         shutil.rmtree(self._previous, ignore_errors=True)
+
+    def _noted_files(self) -> set[str]:
+        """Of all cases that were done here or in the finished dataset."""
+        records = {path.stem: read_json(path) for path in (self.folder / _RECORDS).glob("*.json")}
+        return _all_files({"cases": records}) | (_all_files(self.before) if self.before else set())
 
 
 def files_of(entry: Mapping[str, Any]) -> list[dict[str, Any]]:

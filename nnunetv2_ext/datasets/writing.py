@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import SimpleITK as sitk
 
 from nnunetv2_ext.datasets.checking import geometry_of_images
@@ -98,26 +99,32 @@ def failed(job: WriteJob, reason: str) -> Written:
 
 
 def _write_image(job: WriteJob, volume: Volume, geometry: Geometry, target: str) -> dict[str, Any]:
-    if volume.ending == job.ending:
+    own = volume.geometry()
+    if volume.ending == job.ending and own.spacing in (None, geometry.spacing):
         return _as_it_is(job, volume, target)
     image = volume.image()
     if len(volume.files) == 1:
         check_as_read(volume.files, [sitk.GetArrayViewFromImage(image)])
-    if volume.geometry().spacing is None:
+    if own.spacing != geometry.spacing:  # unknown, or other in its last digits, for which nnU-Net would refuse it
         geometry.put_on(image)
     return _converted(job, volume, image, target)
 
 
 def _write_label(job: WriteJob, label: Volume, geometry: Geometry, target: str) -> dict[str, Any]:
     own = label.geometry()
-    fits = own.spacing is not None and geometry.difference(own) is None
+    fits = own.spacing == geometry.spacing and geometry.difference(own) is None
     if label.ending == job.ending and all(a == b for a, b in job.numbers.items()) and (fits or _is_tiff(job.ending)):
         return _as_it_is(job, label, target)
     image = label.image()
-    if own.spacing is None:
+    if geometry.difference(own) is None:
         geometry.put_on(image)
-    elif not fits:
+    else:
         image = sitk.Resample(image, _grid(geometry), sitk.Transform(), sitk.sitkNearestNeighbor, 0)
+        if lost := set(job.numbers) - {0, *pd.unique(sitk.GetArrayViewFromImage(image).ravel()).tolist()}:
+            raise UserError(
+                f"nothing of {', '.join(map(str, sorted(lost)))} in {label.where} is left on the grid of "
+                f"{job.case.images[0].where}: does it lie elsewhere?"
+            )
     renumbered = sitk.GetImageFromArray(_renumbered(sitk.GetArrayViewFromImage(image), job.numbers))
     renumbered.CopyInformation(image)
     return _converted(job, label, renumbered, target)

@@ -52,6 +52,34 @@ def check_files(files: Sequence[Path]) -> None:
             raise UserError(f"{strange} voxels of {path.name} are NaN or infinite")
 
 
+def check_length(path: Path) -> None:
+    """Whether a NIfTI file is as long as its header says, of a compressed one by its trailer: a few bytes are read.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            header = _header(file)
+        length = _length(path)
+    except (OSError, EOFError, zlib.error):
+        header, length = None, -1
+    if header is not None:
+        expected = _offset(header) + prod(header.get_data_shape()) * header.get_data_dtype().itemsize
+        if length == expected % 2**32:
+            return
+    check_files([path])  # compressed in several pieces, something behind the voxels, or damaged
+
+
+def _length(path: Path) -> int:
+    """Bytes of a file, uncompressed; modulo 2 ** 32, as gzip's trailer has it (RFC 1952)."""
+    if path.suffix != ".gz":
+        return path.stat().st_size % 2**32
+    with path.open("rb") as file:
+        file.seek(-4, os.SEEK_END)
+        return int.from_bytes(file.read(), "little")
+
+
 def check_as_read(files: Sequence[Path], arrays: Sequence[npt.NDArray[Any]]) -> None:
     """The same for files that have been read: an array that has its file's checksum proves the file.
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from nnunetv2_ext.datasets import importing
 from nnunetv2_ext.datasets.collection import TEST, TRAIN, Case, Collection
@@ -618,3 +619,55 @@ def test_an_import_elsewhere_makes_the_same_files(raw: Path, table: Table, tmp_p
     raw_files, preprocessed_files = elsewhere(table, tmp_path)
     assert tree(raw.parent) == raw_files
     assert tree(raw.parent.parent / "nnUNet_preprocessed") == preprocessed_files
+
+
+# ---- what users of the importers ran into ----
+
+
+def test_files_that_a_user_has_added_to_the_dataset_stay(raw: Path, table: Table) -> None:
+    import_table(table)
+    own = [raw / "imagesTr" / "own_0000.nii.gz", raw / "labelsTr" / "own.nii.gz"]
+    for path in own:
+        path.write_bytes(b"mine")
+    table.add("w")
+    import_table(table)
+    assert "imagesTr/w_0000.nii.gz" in cases_on_disk(raw)
+    assert [path.read_bytes() for path in own] == [b"mine", b"mine"]
+
+
+def test_a_truncated_image_that_is_copied_as_it_is_is_refused(raw: Path, table: Table) -> None:
+    image = table.image("a", ".nii.gz")
+    image.write_bytes(image.read_bytes()[:-200])
+    with pytest.raises(UserError, match=r"a\.nii\.gz is damaged"):
+        import_table(table)
+    assert not raw.exists()
+
+
+def test_a_label_that_differs_in_the_last_digits_of_its_spacing_gets_its_images(raw: Path, tmp_path: Path) -> None:
+    table = Table(tmp_path / "source").add("a")
+    label = sitk.ReadImage(str(table.label("a")))
+    label.SetSpacing([s * 1.00003 for s in label.GetSpacing()])
+    sitk.WriteImage(label, str(table.label("a")))
+    import_table(table)
+    image = sitk.ReadImage(str(raw / "imagesTr" / "a_0000.nii.gz"))
+    assert sitk.ReadImage(str(raw / "labelsTr" / "a.nii.gz")).GetSpacing() == image.GetSpacing()
+
+
+def test_a_label_of_which_resampling_leaves_nothing_is_refused(raw: Path, tmp_path: Path) -> None:
+    table = Table(tmp_path / "source").add("a")
+    label = sitk.ReadImage(str(table.label("a")))
+    label.SetOrigin((1000.0, 1000.0, 1000.0))
+    sitk.WriteImage(label, str(table.label("a")))
+    with pytest.raises(UserError, match="does it lie elsewhere"):
+        import_table(table, resample_labels=True)
+    assert not raw.exists()
+
+
+def test_a_name_that_has_preprocessed_cases_of_another_dataset_is_refused(
+    raw: Path, splits: Path, table: Table
+) -> None:
+    splits.parent.mkdir(parents=True)
+    (splits.parent / "dataset.json").write_text("{}")
+    with pytest.raises(UserError, match="of another dataset of this name"):
+        import_table(table)
+    assert not raw.exists()

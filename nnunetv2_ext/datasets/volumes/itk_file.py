@@ -8,6 +8,7 @@ import SimpleITK as sitk
 
 from nnunetv2_ext.datasets.volumes.volume import File, Geometry
 from nnunetv2_ext.errors import UserError
+from nnunetv2_ext.preprocessing.integrity import check_length
 
 READ_BY_NNUNET = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")
 """Endings of stock nnU-Net's SimpleITKIO and NibabelIO."""
@@ -39,6 +40,13 @@ class ItkFile(File):
             return sitk.ReadImage(str(self.path))
         except RuntimeError as error:
             raise self._unreadable(error) from error
+
+    def check_whole(self) -> None:
+        """NIfTI by its length; files of other formats are read."""
+        if self.path.name.endswith((".nii", ".nii.gz")):
+            check_length(self.path)
+        else:
+            self.image()
 
     def _check(self, dimension: int, size: tuple[int, ...], components: int) -> None:
         if dimension != 3 or components != 1:

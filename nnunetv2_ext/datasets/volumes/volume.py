@@ -83,6 +83,9 @@ class Volume(ABC):
     def geometry(self) -> Geometry:
         """Read no more than the header. Raises UserError where that cannot be read."""
 
+    def check_whole(self) -> None:  # noqa: B027
+        """Raises UserError where a file that can be opened is cut off, as far as that is told without its voxels."""
+
     @abstractmethod
     def image(self) -> sitk.Image:
         """All voxels, with the geometry. Raises UserError where they cannot be read."""
