@@ -60,7 +60,10 @@ def copy_loop(source: Path, target: Path) -> float:
 
 def import_table(table: Path, folder: Path, how: str, processes: int) -> float:
     """Seconds of the command."""
-    environment = {**os.environ, **{f"nnUNet_{v}": str(folder / v) for v in ("raw", "preprocessed", "results")}}
+    folders = {f"nnUNet_{v}": folder / v for v in ("raw", "preprocessed", "results")}
+    for path in folders.values():
+        path.mkdir(parents=True)
+    environment = {**os.environ, **{variable: str(path) for variable, path in folders.items()}}
     begin = time.perf_counter()
     command = str(Path(sys.executable).parent / "nnUNetv2_import_dataset")
     subprocess.run(
