@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from nnunetv2_ext.recipes import recipe as recipes
@@ -36,8 +37,6 @@ def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]
     """
     if recipe.layer_decay is None:
         return [{"params": [p for p in network.parameters() if p.requires_grad]}]
-    from timm.optim import param_groups_layer_decay  # with torchvision and its compiler, two seconds of a start
-
     named: Any = SimpleNamespace(
         named_parameters=network.named_parameters, group_matcher=lambda coarse: _layers(network)
     )
