@@ -8,8 +8,8 @@ from nnunetv2_ext.datasets.collection import TRAIN, VAL, Case
 
 NUM_FOLDS = 5
 """nnU-Net's cross-validation."""
-_SEED = 12345
-"""nnU-Net's, of its own random split."""
+SEED = 12345
+"""Of every random split here; nnU-Net's, of its own."""
 
 Splits = list[dict[str, list[str]]]
 
@@ -31,7 +31,7 @@ def split_by_subject(cases: Sequence[Case]) -> Splits | None:
     subjects = [case.subject for case in training]
     if len(set(subjects)) < 2 or len(set(subjects)) == len(subjects) >= NUM_FOLDS:
         return None
-    folds = GroupKFold(min(NUM_FOLDS, len(set(subjects))), shuffle=True, random_state=_SEED)
+    folds = GroupKFold(min(NUM_FOLDS, len(set(subjects))), shuffle=True, random_state=SEED)
     names = [case.name for case in training]
     return [
         {"train": [names[i] for i in train], "val": [names[i] for i in val]}

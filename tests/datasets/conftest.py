@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import SimpleITK as sitk
 
 from nnunetv2_ext.datasets.collection import TRAIN, Case
 from nnunetv2_ext.datasets.volumes.opening import volume_at
 from nnunetv2_ext.datasets.volumes.volume import Volume
+from nnunetv2_ext.errors import UserError
 
 SPACING = (0.5, 1.25, 2.0)
 """(x, y, z), all different."""
@@ -81,3 +83,15 @@ def case_of(
         classes=classes,
         problems=problems,
     )
+
+
+def refused_both_ways(volume: Volume) -> str:
+    """What is said of a volume whose geometry and voxels cannot be had: one line, the same for both."""
+    said = set()
+    for read in (volume.geometry, volume.image):
+        with pytest.raises(UserError) as caught:
+            read()
+        said.add(str(caught.value))
+    (message,) = said
+    assert "\n" not in message
+    return message

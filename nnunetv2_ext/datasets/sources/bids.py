@@ -15,7 +15,6 @@ from nnunetv2_ext.datasets.splits import split_by_subject
 from nnunetv2_ext.datasets.volumes.opening import volume_at
 from nnunetv2_ext.errors import UserError
 
-LABEL_SUFFIXES = ("dseg", "mask")
 _EXTENSIONS = (".nii.gz", ".nii")
 _NOT_DATA = ("derivatives", "sourcedata", "code", "stimuli", "models", re.compile(r"/\."))
 """Folders of a dataset that are not part of it (pybids's own list goes where one gives it another)."""

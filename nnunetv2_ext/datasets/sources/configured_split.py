@@ -8,12 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from nnunetv2_ext.datasets.collection import TEST, TRAIN, VAL, Case
-from nnunetv2_ext.datasets.splits import Splits, split_by_subject
+from nnunetv2_ext.datasets.splits import SEED, Splits, split_by_subject
 from nnunetv2_ext.errors import UserError
 
 SPLIT_KEYS = ("train_ratio", "replace", "k_sample", "train_val_test_idx", "train_on_all")
-SEED = 12345
-"""Of the random split; nnU-Net's."""
 
 
 def split_as_configured(cases: list[Case], content: Mapping[str, Any]) -> tuple[list[Case], Splits | None, list[str]]:

@@ -16,18 +16,12 @@ from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from nnunetv2_ext.datasets.volumes.array_files import TIFF_ENDINGS, NpyFile, TiffFile
 from nnunetv2_ext.errors import UserError
-from tests.datasets.conftest import counted, voxels
+from tests.datasets.conftest import counted, refused_both_ways, voxels
 
 
 def refusal(file: NpyFile | TiffFile) -> str:
     """What is said of a file whose geometry and voxels cannot be had."""
-    said = set()
-    for read in (file.geometry, file.image):
-        with pytest.raises(UserError) as caught:
-            read()
-        said.add(str(caught.value))
-    (message,) = said
-    assert "\n" not in message
+    message = refused_both_ways(file)
     assert message.startswith(str(file.path))
     return message[len(str(file.path)) :]
 

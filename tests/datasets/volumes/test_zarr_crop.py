@@ -15,7 +15,7 @@ import pytest
 
 from nnunetv2_ext.datasets.volumes.zarr_crop import ZarrCrop, open_array
 from nnunetv2_ext.errors import UserError
-from tests.datasets.conftest import counted, voxels
+from tests.datasets.conftest import counted, refused_both_ways, voxels
 
 zarr = pytest.importorskip("zarr")
 
@@ -72,13 +72,7 @@ def crop(source: str, channel: int | None = 1, spacing: tuple[float, float, floa
 
 def refusal(crop: ZarrCrop) -> str:
     """What is said of a crop that cannot be had; geometry and voxels are both refused."""
-    said = set()
-    for read in (crop.geometry, crop.image):
-        with pytest.raises(UserError) as caught:
-            read()
-        said.add(str(caught.value))
-    (message,) = said
-    assert "\n" not in message
+    message = refused_both_ways(crop)
     assert crop.source in message
     return message
 
