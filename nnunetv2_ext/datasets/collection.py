@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nnunetv2_ext.datasets.volumes.volume import Volume
+from nnunetv2_ext.errors import UserError
 
 TRAIN, VAL, TEST = "train", "val", "test"
 BACKGROUND = "background"
@@ -29,6 +30,7 @@ class Case:
             class of its own.
         merged: groups of class names that were annotated as the first of them; see the loss `marginal`.
         problems: why it cannot be imported, found without opening a file; empty if all is well.
+        index: by which the source's own settings name it; None where they name no cases by number.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Case:
     classes: Mapping[int, str] | None = None
     merged: tuple[tuple[str, ...], ...] = ()
     problems: tuple[str, ...] = ()
+    index: int | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Collection:
         splits: `splits_final.json`, if the source says which cases are for training and which for validation.
         remarks: what the user should know about how the source was understood.
         described: more for `dataset.json`.
+        to_rename: what the user does about a name that stands twice.
     """
 
     cases: tuple[Case, ...]
@@ -61,6 +65,7 @@ class Collection:
     splits: list[dict[str, list[str]]] | None = None
     remarks: tuple[str, ...] = ()
     described: Mapping[str, Any] = field(default_factory=dict)
+    to_rename: str = "rename one"
 
     def checked(self) -> Collection:
         """With the problems that only all cases together show: a name twice, a subject in training and test."""
@@ -72,7 +77,7 @@ class Collection:
         for case in self.cases:
             problems = list(case.problems)
             if names[case.name] > 1:
-                problems.append(f"the name stands {names[case.name]} times in the source")
+                problems.append(f"the name {case.name} stands {names[case.name]} times in the source: {self.to_rename}")
             if len(parts[case.subject]) > 1:
                 problems.append(f"subject {case.subject} is in {' and in '.join(sorted(parts[case.subject]))}")
             if case.part != TEST and case.label is None and not case.problems:
@@ -83,6 +88,14 @@ class Collection:
     @property
     def training_cases(self) -> list[Case]:
         return [case for case in self.cases if case.part != TEST]
+
+
+def choose_channel_names(given: Sequence[str] | None, usual: Sequence[str]) -> tuple[str, ...]:
+    """The names that the user gives to the channels, if any; else `usual`. Raises UserError for another number."""
+    if given and len(given) != len(usual):
+        channels = f"{len(usual)} channel{'s' if len(usual) > 1 else ''} ({', '.join(usual)})"
+        raise UserError(f"-channels gives {len(given)} names ({', '.join(given)}) for {channels}: give one for each")
+    return tuple(given or usual)
 
 
 def case_name(*parts: object) -> str:

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nnunetv2_ext.datasets.collection import TEST, TRAIN, VAL, Case, Collection, case_name
+from nnunetv2_ext.datasets.collection import (
+    TEST,
+    TRAIN,
+    VAL,
+    Case,
+    Collection,
+    case_name,
+    choose_channel_names,
+)
+from nnunetv2_ext.errors import UserError
 from tests.datasets.conftest import case_of
 
 LABEL = Path("/nowhere/label.nii.gz")
@@ -31,7 +40,7 @@ def test_cases_without_problems_stay_as_they_are() -> None:
 
 
 def test_a_name_that_stands_twice_is_a_problem_of_both() -> None:
-    twice = ("the name stands 2 times in the source",)
+    twice = ("the name a stands 2 times in the source: rename one",)
     found = problems_of(*(case_of(label=LABEL, name=name, subject="1") for name in ("a", "b", "a")))
     assert found == [twice, (), twice]
 
@@ -57,7 +66,23 @@ def test_a_training_case_needs_a_label_and_a_test_case_none() -> None:
 
 def test_problems_that_are_known_come_first_and_explain_a_missing_label() -> None:
     found = problems_of(*(case_of(name="a", subject="1", problems=("image is empty",)) for _ in range(2)))
-    assert found == [("image is empty", "the name stands 2 times in the source")] * 2
+    assert found == [("image is empty", "the name a stands 2 times in the source: rename one")] * 2
+
+
+def test_a_source_says_what_to_do_about_a_name_that_stands_twice() -> None:
+    cases = tuple(case_of(label=LABEL, name="a") for _ in range(2))
+    (first, second) = Collection(cases, ("CT",), to_rename="take another column (-case)").checked().cases
+    assert first.problems == ("the name a stands 2 times in the source: take another column (-case)",)
+    assert second.problems == first.problems
+
+
+def test_channel_names_are_the_user_s_if_there_is_one_for_each() -> None:
+    assert choose_channel_names(None, ("t1", "t2")) == ("t1", "t2")
+    assert choose_channel_names(["CT", "PET"], ("t1", "t2")) == ("CT", "PET")
+    with pytest.raises(
+        UserError, match=r"^-channels gives 1 names \(CT\) for 2 channels \(t1, t2\): give one for each$"
+    ):
+        choose_channel_names(["CT"], ("t1", "t2"))
 
 
 def test_cases_of_training_are_those_that_are_not_for_test() -> None:
