@@ -36,21 +36,26 @@ def parser() -> Parser:
     kinds = p.add_subparsers(dest="kind", metavar="KIND", required=True, parser_class=Parser)
 
     zarr_csv = _kind(kinds, "zarr-csv", "DATA_ROOT", "folder with train.csv (val.csv, test.csv) and the masks")
-    zarr_csv.add_argument("--no_ref", action="store_true", help="import the signal channel alone")
+    zarr_csv.add_argument(
+        "--no_ref", action="store_true", help="import the signal channel alone, or arrays without channels"
+    )
+    _add_classes(zarr_csv)
+    _add_channels(zarr_csv, "reference signal")
 
     _kind(kinds, "patterns", "DATASET.yaml", "YAML file with main_path and datasets")
 
     csv = _kind(kinds, "csv", "TABLE", "CSV or TSV file with a header")
     csv.add_argument("-root", type=Path, help="folder that relative paths are meant from (default: the table's)")
     csv.add_argument(
-        "-images", nargs="+", default=["image"], metavar="COLUMN", help="columns of images, one a channel (image)"
-    )
-    csv.add_argument("-label", default="label", metavar="COLUMN", help="column of label maps (label)")
+        "-images", nargs="+", default=["image"], metavar="COLUMN",
+        help="columns of images, one a channel (image); or paths with columns in braces, such as ct/{uuid}.nii.gz",
+    )  # fmt: skip
+    csv.add_argument("-label", default="label", metavar="COLUMN", help="column of label maps, or such a path (label)")
     csv.add_argument("-split", metavar="COLUMN", help="column of train, val or test (default: all are for training)")
     csv.add_argument("-case", metavar="COLUMN", help="column of case names (default: the first image's file name)")
     csv.add_argument("-subject", metavar="COLUMN", help="column of subjects, whose cases stay together in the split")
     _add_classes(csv)
-    csv.add_argument("-channels", nargs="+", metavar="NAME", help="channel names (default: the image columns)")
+    _add_channels(csv, "the image columns")
 
     bids = _kind(kinds, "bids", "BIDS_ROOT", "folder with dataset_description.json")
     bids.add_argument("-suffix", nargs="+", default=["T1w"], help="suffixes of the images, one a channel (T1w)")
@@ -95,6 +100,10 @@ def _add_classes(p: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _add_channels(p: argparse.ArgumentParser, default: str) -> None:
+    p.add_argument("-channels", nargs="+", metavar="NAME", help=f"channel names (default: {default})")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the script."""
     run(parser(), _run, argv, interrupted=INTERRUPTED)
@@ -125,16 +134,22 @@ def _run(args: argparse.Namespace) -> None:
 
 def _collection(args: argparse.Namespace) -> Collection:
     spacing = args.spacing and tuple(args.spacing)
-    if args.kind == "zarr-csv":
-        from nnunetv2_ext.datasets.sources.zarr_csv import read_zarr_csv
-
-        return read_zarr_csv(args.source, reference=not args.no_ref, spacing=spacing)
     if args.kind == "patterns":
         from nnunetv2_ext.datasets.sources.patterns import read_patterns
 
         return read_patterns(args.source, spacing)
     from nnunetv2_ext.datasets.labelling import parse_classes
 
+    if args.kind == "zarr-csv":
+        from nnunetv2_ext.datasets.sources.zarr_csv import read_zarr_csv
+
+        return read_zarr_csv(
+            args.source,
+            reference=not args.no_ref,
+            classes=parse_classes(args.labels),
+            channel_names=args.channels,
+            spacing=spacing,
+        )
     if args.kind == "csv":
         from nnunetv2_ext.datasets.sources.csv_table import Columns, read_csv_table
 

@@ -66,10 +66,14 @@ class ZarrCrop(Volume):
             raise UserError(f"{self.where} is not inside the array, which has {_listed(shape)} voxels")
         channels = 0 if layout.channel is None else array.shape[layout.channel]
         if self.channel is not None and not 0 <= self.channel < channels:
-            has = f"has {channels} channels (0 to {channels - 1})" if channels else "has no axis of channels"
+            has = (
+                f"has {channels} channels (0 to {channels - 1})"
+                if layout.channel is not None
+                else "has no axis of channels: leave the column channel empty, and give --no_ref"
+            )
             raise UserError(f"there is no channel {self.channel} in {self.source}, which {has}")
         if self.channel is None and channels > 1:
-            raise UserError(f"{self.source} has {channels} channels: say which is meant")
+            raise UserError(f"{self.source} has {channels} channels: say which is meant (column channel)")
         spacing = layout.spacing or self.spacing
         if spacing is None:
             return Geometry(self.size[::-1], None)

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pytest
 import SimpleITK as sitk
 
 from nnunetv2_ext.datasets.checking import CheckJob, Finding, check_case
 from nnunetv2_ext.datasets.collection import TEST, TRAIN, VAL, Case
+from nnunetv2_ext.datasets.labelling import number_classes
 from nnunetv2_ext.datasets.sources.zarr_csv import COLUMNS, read_zarr_csv
 from nnunetv2_ext.datasets.volumes.volume import Volume
 from nnunetv2_ext.errors import UserError
@@ -110,6 +112,90 @@ def test_without_the_reference_the_signal_is_the_only_channel_and_its_column_is_
     np.testing.assert_array_equal(array_of(image), data[2][BOX])
 
 
+def make_plain(where: Path) -> npt.NDArray[np.uint16]:
+    """An array of three axes, all of space."""
+    data = voxels()[0]
+    zarr.create_array(str(where), shape=data.shape, chunks=(4, 4, 4), dtype=data.dtype)[:] = data
+    return data
+
+
+@pytest.mark.parametrize("column", ["channel", "not_that"])
+def test_an_array_without_channels_is_the_only_channel_where_none_is_named(column: str, tmp_path: Path) -> None:
+    data = make_plain(tmp_path / "cells.zarr")
+    write(tmp_path, row(channel="", ref_channel=""))
+    table = tmp_path / "train.csv"
+    table.write_text(table.read_text().replace(",channel,", f",{column},"))
+    collection = read_zarr_csv(tmp_path, reference=False, spacing=SPACING)
+    (case,) = collection.cases
+    assert (case.problems, collection.channel_names) == ((), ("signal",))
+    (image,) = case.images
+    np.testing.assert_array_equal(array_of(image), data[BOX])
+    assert finding(case).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("values", "reference", "words"),
+    [
+        ({}, True, "there is no channel 0 in {}, which has no axis of channels: leave the column channel empty, and"),
+        ({"channel": 0}, False, "there is no channel 0 in {}, which has no axis of channels: leave the column"),
+        ({"channel": ""}, True, "channel is '', where the index of a channel is needed (arrays without an axis of"),
+    ],
+)
+def test_a_channel_of_an_array_without_channels_is_a_problem_that_says_so(
+    values: Row, reference: bool, words: str, tmp_path: Path
+) -> None:
+    make_plain(tmp_path / "cells.zarr")
+    case = the_case(write(tmp_path, row(**values)), reference=reference, spacing=SPACING)
+    (problem,) = finding(case).problems
+    assert problem.startswith(words.format(tmp_path / "cells.zarr"))
+    assert "--no_ref" in problem
+
+
+def test_one_of_several_channels_must_be_named(tmp_path: Path) -> None:
+    make_array(tmp_path / "cells.zarr")
+    case = the_case(write(tmp_path, row(channel="")), reference=False, spacing=SPACING)
+    (problem,) = finding(case).problems
+    assert problem == f"{tmp_path}/cells.zarr has 3 channels: say which is meant (column channel)"
+
+
+def test_channels_and_the_masks_values_have_the_names_that_are_given(tmp_path: Path) -> None:
+    make_array(tmp_path / "cells.zarr")
+    write(tmp_path, row())
+    classes = {1: "nucleus", 2: "background"}
+    collection = read_zarr_csv(tmp_path, classes=classes, channel_names=["membrane", "DNA"], spacing=SPACING)
+    assert collection.channel_names == ("membrane", "DNA")
+    (case,) = collection.cases
+    found = finding(case)
+    labelling = number_classes(collection.class_names, [(case, found.values)])
+    assert labelling.numbers == {"background": 0, "nucleus": 1}
+    assert labelling.table(case, found.values) == {0: 0, 1: 1, 2: 0}
+
+
+def test_a_value_of_a_mask_without_a_name_is_found(tmp_path: Path) -> None:
+    make_array(tmp_path / "cells.zarr")
+    case = the_case(write(tmp_path, row()), classes={1: "nucleus"}, spacing=SPACING)
+    (problem,) = finding(case).problems
+    assert problem == f"{tmp_path}/train/7_mask.npy holds 2, which the labels do not name (they name 1)"
+
+
+@pytest.mark.parametrize(("reference", "names"), [(True, ["signal"]), (False, ["reference", "signal"])])
+def test_other_numbers_of_channel_names_than_of_channels_are_refused(
+    reference: bool, names: list[str], tmp_path: Path
+) -> None:
+    write(tmp_path, row())
+    with pytest.raises(UserError, match=rf"^-channels gives {len(names)} names \({', '.join(names)}\) for "):
+        read_zarr_csv(tmp_path, reference=reference, channel_names=names)
+
+
+def test_a_source_in_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data = make_array(tmp_path / "cells.zarr")
+    root = tmp_path / "root"
+    root.mkdir()
+    case = the_case(write(root, row(source="~/cells.zarr")), spacing=SPACING)
+    np.testing.assert_array_equal(array_of(case.images[0]), data[0][BOX])
+
+
 def test_a_source_may_be_a_relative_path_an_absolute_one_or_an_address(tmp_path: Path) -> None:
     folder = tmp_path / "somewhere"
     folder.mkdir()
@@ -178,6 +264,8 @@ def test_arrays_whose_spacings_are_in_different_units_are_not_mixed(tmp_path: Pa
         ("7", "7", "train_00007"),
         ("007", "007", "train_00007"),
         ("007", "7", "train_00007"),
+        ("7", "007", "train_00007"),
+        ("7", "7.0", "train_00007"),
         ("7.0", "7", "train_00007"),
         ("0", "0", "train_00000"),
         ("1234567", "1234567", "train_1234567"),
@@ -201,6 +289,9 @@ def test_whole_numbers_become_names_and_find_their_masks(
         ("1,2,3", "2,3,4"),
         ("1.0, 2.0, 3.0", "[2. 3. 4.]"),
         (" ( 1, 2, 3 ) ", "(2, 3, 4,)"),
+        ("(np.int64(1), np.int64(2), np.int64(3))", "[np.int32(2), np.int32(3), np.int32(4)]"),
+        ("array([1, 2, 3])", "torch.Size([2, 3, 4])"),
+        ("(np.float64(1.0), np.float64(2.0), np.float64(3.0))", "2x3x4"),
     ],
 )
 def test_corner_and_size_are_read_as_numpy_and_pandas_write_them(corner: str, size: str, tmp_path: Path) -> None:
@@ -252,11 +343,13 @@ WRONG: list[tuple[Row, str]] = [
     ({"corner": "(1, 2, 3O)"}, r"^corner is"),
     ({"corner": "1e5, 2"}, r"^corner is"),
     ({"corner": "5"}, r"^corner is '5'"),
+    ({"corner": "(np.float64(1.5), 2, 3)"}, r"^corner is"),
+    ({"corner": "array(1, 2, 3], end)"}, r"^corner is"),
     ({"corner": "1, 2, 3, end"}, r"^corner is '1, 2, 3, end'"),
     ({"crop_size": "(2, 3)"}, r"^crop_size is '\(2, 3\)'"),
     ({"crop_size": "2.5"}, r"^crop_size is '2\.5'"),
     ({"crop_size": "big"}, r"^crop_size is 'big'"),
-    ({"channel": ""}, r"^channel is '', where the index of a channel is needed$"),
+    ({"channel": ""}, r"^channel is '', where the index of a channel is needed "),
     ({"channel": "-1"}, r"^channel is '-1'"),
     ({"channel": "1.5"}, r"^channel is '1\.5'"),
     ({"ref_channel": "DAPI"}, r"^ref_channel is 'DAPI'"),
@@ -289,7 +382,8 @@ def test_an_id_that_stands_twice_is_a_problem_of_both_rows(again: str, tmp_path:
     write(tmp_path, row(ID=7), row(ID=8), row(ID=again), masks=[7, 8])
     cases = read_zarr_csv(tmp_path).cases
     assert [case.problems for case in cases] == [
-        ("the ID 7 stands 2 times in train.csv",), (), ("the ID 7 stands 2 times in train.csv",),
+        ("the ID 7 stands 2 times in train.csv: give each row its own",), (),
+        ("the ID 7 stands 2 times in train.csv: give each row its own",),
     ]  # fmt: skip
 
 
@@ -318,6 +412,43 @@ def test_a_training_mask_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert finding(case).problems == (f"there is no file {tmp_path}/train/7_mask.npy",)
 
 
+def test_two_masks_for_one_id_are_told_apart_by_the_name_alone(tmp_path: Path) -> None:
+    make_array(tmp_path / "cells.zarr")
+    write(tmp_path, row(ID="7"), masks=["7", "007"])
+    label = the_case(tmp_path, spacing=SPACING).label
+    assert label is not None
+    assert label.where == f"{tmp_path}/train/7_mask.npy"
+    write(tmp_path, row(ID="07"), masks=[])
+    assert the_case(tmp_path, spacing=SPACING).problems == (
+        "007_mask.npy and 7_mask.npy may be the mask of the ID 07: remove one",
+    )
+
+
+def test_a_table_without_a_row_to_train_with_is_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    write(tmp_path, row(ID=1), part="val")
+    with pytest.raises(UserError, match=r"/train\.csv has no rows: it names the crops to train with$"):
+        read_zarr_csv(tmp_path)
+
+
+def test_a_table_of_pandas_with_its_index_and_windows_line_ends_is_read(tmp_path: Path) -> None:
+    data = make_array(tmp_path / "cells.zarr")
+    write(tmp_path, row())
+    table = pd.DataFrame([{**row(), "channel": 1.0, "source": " cells.zarr "}])
+    table.to_csv(tmp_path / "train.csv", lineterminator="\r\n", encoding="utf-8-sig")
+    case = the_case(tmp_path, spacing=SPACING)
+    assert finding(case).problems == ()
+    np.testing.assert_array_equal(array_of(case.images[1]), data[1][BOX])
+
+
+def test_corners_without_quotes_are_named(tmp_path: Path) -> None:
+    write(tmp_path, row())
+    table = tmp_path / "train.csv"
+    table.write_text(table.read_text().replace('"', ""))
+    with pytest.raises(UserError, match=r"^train\.csv, line 2 has more cells than the header: put quotes around those"):
+        read_zarr_csv(tmp_path)
+
+
 def test_a_root_without_train_csv_is_refused(tmp_path: Path) -> None:
     write(tmp_path, row(), part="val")
     with pytest.raises(UserError, match=r"^there is no file .*/train\.csv$"):
@@ -331,5 +462,6 @@ def test_a_column_that_is_missing_is_named(column: str, tmp_path: Path) -> None:
     header, _, rest = table.read_text().partition("\n")
     names = ["other" if name == column else name for name in header.split(",")]
     table.write_text(",".join(names) + "\n" + rest)
-    with pytest.raises(UserError, match=rf"train\.csv has no column {column}; it has "):
+    spared = r" \(not needed with --no_ref.*\)" if "channel" in column else ""
+    with pytest.raises(UserError, match=rf"train\.csv has no column {column}{spared}; it has "):
         read_zarr_csv(tmp_path)

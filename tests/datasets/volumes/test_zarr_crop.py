@@ -242,11 +242,14 @@ def test_a_channel_that_is_not_there_is_refused(channel: int, tmp_path: Path) ->
 
 
 def test_a_channel_of_an_array_without_any_is_refused(tmp_path: Path) -> None:
-    assert refusal(crop(plain(tmp_path / "a.zarr", ARRAY[0]), 0)).endswith("which has no axis of channels")
+    message = refusal(crop(plain(tmp_path / "a.zarr", ARRAY[0]), 0))
+    assert message.endswith("which has no axis of channels: leave the column channel empty, and give --no_ref")
 
 
 def test_one_of_several_channels_must_be_chosen(tmp_path: Path) -> None:
-    assert refusal(crop(plain(tmp_path / "a.zarr"), None)).endswith("has 2 channels: say which is meant")
+    assert refusal(crop(plain(tmp_path / "a.zarr"), None)).endswith(
+        "has 2 channels: say which is meant (column channel)"
+    )
     np.testing.assert_array_equal(voxels(crop(plain(tmp_path / "b.zarr", ARRAY[1:]), None)), BOX)
 
 
