@@ -157,7 +157,7 @@ def test_names_of_labels_of_another_form(labels: tuple[str, ...], table: Table, 
 
 def test_fewer_names_of_channels_than_images(table: Table, import_refused: Refuses) -> None:
     import_refused(
-        of(table, "-channels", "T1", "T2"), "there are 2 channel names (T1, T2) for 1 columns of images (image)"
+        of(table, "-channels", "T1", "T2"), "-channels gives 2 names (T1, T2) for 1 channel (image): give one for each"
     )
 
 
@@ -173,7 +173,7 @@ def test_a_missing_file(path: str, table: Table, import_refused: Refuses) -> Non
 
 
 def test_a_missing_column(table: Table, import_refused: Refuses) -> None:
-    import_refused(of(table, "-split", "fold"), "has no column fold; it has image, label, part")
+    import_refused(of(table, "-split", "fold"), "has no column fold (-split); it has image, label, part")
 
 
 def test_no_label_for_a_training_case(table: Table, import_refused: Refuses) -> None:
@@ -184,7 +184,7 @@ def test_no_label_for_a_training_case(table: Table, import_refused: Refuses) -> 
 def test_the_same_name_twice(table: Table, import_refused: Refuses) -> None:
     table.rows["f"] = table.rows["b"]
     table.write()
-    import_refused(of(table), "b (table.csv, line 7): the name stands 2 times in the source")
+    import_refused(of(table), "b (table.csv, line 7): the name b stands 2 times in the source", "-case COLUMN")
 
 
 def test_a_subject_in_training_and_test(table: Table, import_refused: Refuses) -> None:

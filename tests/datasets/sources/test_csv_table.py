@@ -113,14 +113,15 @@ def test_several_columns_are_channels_in_their_order(tmp_path: Path) -> None:
 def test_channel_names_may_be_given_one_for_each_column(tmp_path: Path) -> None:
     lines = pairs(tmp_path, 1)
     assert read(tmp_path, "image,label", *lines, channel_names=["CT"]).channel_names == ("CT",)
-    with pytest.raises(UserError, match=r"^there are 2 channel names \(CT, PET\) for 1 columns of images \(image\)$"):
+    with pytest.raises(UserError, match=r"^-channels gives 2 names \(CT, PET\) for 1 channel \(image\): give one"):
         read(tmp_path, "image,label", *lines, channel_names=["CT", "PET"])
 
 
 def test_the_spacing_is_given_to_files_that_do_not_say_it(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((2, 3, 4), np.float32))
-    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((2, 3, 4), np.uint8)), str(tmp_path / "b.nii.gz"))
-    lines = ("a.npy,b.nii.gz", "b.nii.gz,b.nii.gz")
+    for name in ("b", "seg"):
+        sitk.WriteImage(sitk.GetImageFromArray(np.zeros((2, 3, 4), np.uint8)), str(tmp_path / f"{name}.nii.gz"))
+    lines = ("a.npy,seg.nii.gz", "b.nii.gz,seg.nii.gz")
     first, second = read(tmp_path, "image,label", *lines, spacing=(3, 2, 1)).cases
     assert first.images[0].geometry().spacing == (1, 2, 3)
     assert second.images[0].geometry().spacing == (1, 1, 1)
@@ -175,10 +176,15 @@ def test_a_subject_in_two_parts_is_a_problem_of_all_its_cases(
     assert problems(collection) == [(f"subject P1 {of_p1}",), (f"subject P1 {of_p1}",), (), ()]
 
 
-def test_an_empty_subject_is_the_case_itself(tmp_path: Path) -> None:
-    lines = with_values(pairs(tmp_path, 3), ["train", "test", "train"], ["", "", "P1"])
+def test_an_empty_subject_is_a_problem_of_its_row(tmp_path: Path) -> None:
+    lines = with_values(pairs(tmp_path, 3), ["train", "test", "train"], ["", " ", "P1"])
     collection = read(tmp_path, "image,label,split,patient", *lines, columns=PATIENTS).checked()
-    assert problems(collection) == [()] * 3
+    assert problems(collection) == [("patient is empty: say which subject it is (-subject)",)] * 2 + [()]
+    assert [case.row for case in collection.cases if case.problems] == ["cases.csv, line 2", "cases.csv, line 3"]
+
+
+def test_without_a_column_of_subjects_every_case_is_its_own(tmp_path: Path) -> None:
+    collection = read(tmp_path, "image,label", *pairs(tmp_path, 3)).checked()
     assert len({case.subject for case in collection.cases}) == 3
 
 
@@ -226,15 +232,87 @@ def test_two_images_of_the_same_file_name_are_told_apart_by_a_column_only(tmp_pa
     touch(tmp_path, "P1/t1.nii.gz", "P1/seg.nii.gz", "P2/t1.nii.gz", "P2/seg.nii.gz")
     lines = ("P1/t1.nii.gz,P1/seg.nii.gz,P1", "P2/t1.nii.gz,P2/seg.nii.gz,P2")
     twice = read(tmp_path, "image,label,patient", *lines).checked()
-    assert problems(twice) == [("the name stands 2 times in the source",)] * 2
+    assert problems(twice) == [("the name t1 stands 2 times in the source: give names in a column (-case COLUMN)",)] * 2
+    same = read(tmp_path, "image,label,site", *(line[:-2] + "A" for line in lines), columns=Columns(case="site"))
+    assert (
+        problems(same.checked())
+        == [("the name A stands 2 times in the source: give each case a name of its own in site (-case)",)] * 2
+    )
     named = read(tmp_path, "image,label,patient", *lines, columns=Columns(case="patient")).checked()
     assert problems(named) == [(), ()]
 
 
-@pytest.mark.parametrize("columns", [SPLIT, PATIENTS, Columns(("t1",)), Columns(label="seg"), Columns(case="id")])
-def test_a_column_that_is_missing_is_named(columns: Columns, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cases\.csv has no column (split|t1|seg|id).*; it has image, label$"):
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (Columns(("t1",)), "no column t1 (-images)"),
+        (Columns(("image", "{uuid}.nii.gz")), "no column uuid (-images)"),
+        (Columns(label="seg"), "no column seg (-label)"),
+        (SPLIT, "no column split (-split)"),
+        (Columns(case="id"), "no column id (-case)"),
+        (PATIENTS, "no column split (-split) and no column patient (-subject)"),
+        (Columns(("{image",)), "no column {image (-images)"),
+    ],
+)
+def test_a_column_that_is_missing_is_named_with_its_flag(columns: Columns, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
         read(tmp_path, "image,label", *pairs(tmp_path, 1), columns=columns)
+    assert str(caught.value) == f"{tmp_path}/cases.csv has {said}; it has image, label"
+
+
+def test_an_image_that_is_its_own_label_is_a_problem(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii.gz")
+    ((problem,),) = problems(read(tmp_path, "image,label", "a.nii.gz,./a.nii.gz"))
+    assert problem == f"{tmp_path}/a.nii.gz is its image and its label: correct one (-images, -label)"
+
+
+def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"/cases\.csv has no rows below its header: give each case one$"):
+        read(tmp_path, "image,label")
+
+
+def test_a_root_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^there is no folder .*/nowhere \(-root\)$"):
+        read(tmp_path, "image,label", *pairs(tmp_path, 1), root=tmp_path / "nowhere")
+
+
+# Paths
+
+
+@pytest.mark.parametrize("root", ["data", "~/data"])
+def test_a_root_may_be_relative_or_in_the_home_folder(
+    root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path / "data", "a.nii.gz", "seg.nii.gz")
+    (case,) = read(tmp_path, "image,label", "a.nii.gz,~/data/seg.nii.gz", root=Path(root)).cases
+    assert where(case) == [f"{tmp_path}/data/a.nii.gz", f"{tmp_path}/data/seg.nii.gz"]
+
+
+def test_a_table_of_medvae_names_files_without_folder_and_ending(tmp_path: Path) -> None:
+    """Its columns, and its settings img_dir, img_suffix, msk_dir and msk_suffix."""
+    touch(
+        tmp_path, *(f"{folder}/{i}.5{end}" for i in (1, 2) for folder, end in (("ct", ".nii.gz"), ("m", "_m.nii.gz")))
+    )
+    columns = Columns(images=("ct/{image_uuid}.nii.gz",), label="m/{image_uuid}_m.nii.gz", split="split")
+    collection = read(tmp_path, "row_nr,image_uuid,split", "0,1.5,train", "1,2.5,val", columns=columns)
+    assert problems(collection) == [(), ()]
+    assert [where(case) for case in collection.cases] == [
+        [f"{tmp_path}/ct/{i}.5.nii.gz", f"{tmp_path}/m/{i}.5_m.nii.gz"] for i in (1, 2)
+    ]
+    assert [case.name for case in collection.cases] == ["1.5", "2.5"]
+    assert collection.channel_names == ("image",)
+
+
+def test_a_path_with_an_empty_column_is_empty(tmp_path: Path) -> None:
+    touch(tmp_path, "P1/1.nii.gz", "seg.nii.gz")
+    columns = Columns(images=("{patient}/{scan}.nii.gz", "{patient}/1.nii.gz"))
+    lines = ("P1,1,seg.nii.gz", "P1,,seg.nii.gz")
+    collection = read(tmp_path, "patient,scan,label", *lines, columns=columns)
+    assert collection.cases[0].problems == ()
+    assert collection.cases[1].problems[0] == "{patient}/{scan}.nii.gz is empty"
+    assert collection.channel_names == ("image_0", "image_1")
 
 
 # Classes
