@@ -89,7 +89,11 @@ def start_early(imported_once: Sequence[str]) -> None:
     from multiprocessing import forkserver
 
     _context().set_forkserver_preload([__name__, *imported_once])
-    forkserver.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # it would die of Ctrl-C, with a traceback
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _DiedError(Exception):

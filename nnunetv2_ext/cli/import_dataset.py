@@ -110,8 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from nnunetv2_ext.datasets.importing import ImportOptions, check_folders, import_dataset, num_processes
-    from nnunetv2_ext.datasets.writing import Transfer
+    from nnunetv2_ext.datasets.workers import num_processes, start_early
     from nnunetv2_ext.errors import UserError
 
     if not 1 <= args.d <= 999:
@@ -120,13 +119,18 @@ def _run(args: argparse.Namespace) -> None:
         raise UserError(f"-name is {args.name!r}, and may hold letters, digits, - and single underscores")
     if args.spacing and not all(0 < s < math.inf for s in args.spacing):
         raise UserError(f"-spacing is {' '.join(f'{s:g}' for s in args.spacing)}, and must be above 0")
+    processes = num_processes(args.np)
+    start_early(processes)
+    from nnunetv2_ext.datasets.importing import ImportOptions, check_folders, import_dataset
+    from nnunetv2_ext.datasets.writing import Transfer
+
     check_folders()
     options = ImportOptions(
         dataset_id=args.d,
         name=args.name,
         transfer=Transfer.SYMLINK if args.symlink else Transfer.COPY,
         resample_labels=args.resample_labels,
-        num_processes=num_processes(args.np),
+        num_processes=processes,
         dry_run=args.dry_run,
     )
     import_dataset(args.kind, str(args.source.absolute()), _collection(args), options)

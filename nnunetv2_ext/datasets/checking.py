@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import SimpleITK as sitk
 
 from nnunetv2_ext.datasets.collection import Case
@@ -42,12 +41,14 @@ class Finding:
     Attributes:
         name: the case's.
         geometry: of its images; None where they cannot be read.
+        own: of each of them, and of its label; as they are read once, writing takes them from here.
         values: in its label map, ascending.
         problems: why it cannot be imported.
     """
 
     name: str
     geometry: Geometry | None = None
+    own: tuple[Geometry, ...] = ()
     values: tuple[int, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -58,26 +59,27 @@ def check_case(job: CheckJob) -> Finding:
     if case.problems:
         return Finding(case.name, problems=case.problems)
     try:
-        geometry = geometry_of_images(case)
+        own = tuple(map(geometry_of, case.images))
+        geometry = common_geometry(case.images, own)
         for volume in case.images:
             if volume.ending == job.ending:  # others are read when they are converted
                 volume.check_whole()
     except UserError as error:
         return Finding(case.name, problems=(str(error),))
     if case.label is None:
-        return Finding(case.name, geometry)
+        return Finding(case.name, geometry, own)
     try:
-        values = check_label(case, case.label, geometry, resample=job.resample_labels)
+        own = (*own, geometry_of(case.label))
+        values = check_label(case, case.label, geometry, own[-1], resample=job.resample_labels)
     except UserError as error:
-        return Finding(case.name, geometry, problems=(str(error),))
-    return Finding(case.name, geometry, values)
+        return Finding(case.name, geometry, own, problems=(str(error),))
+    return Finding(case.name, geometry, own, values)
 
 
-def geometry_of_images(case: Case) -> Geometry:
-    """Of all channels. Raises UserError where they differ, cannot be read, or do not say their spacing."""
-    geometries = [(volume, _geometry_of(volume)) for volume in case.images]
-    first, geometry = geometries[0]
-    for volume, other in geometries[1:]:
+def common_geometry(images: Sequence[Volume], geometries: Sequence[Geometry]) -> Geometry:
+    """Of all channels, from that of each. Raises UserError where they differ, or do not say their spacing."""
+    first, geometry = images[0], geometries[0]
+    for volume, other in zip(images[1:], geometries[1:], strict=True):
         if difference := geometry.difference(other):
             raise UserError(f"{first.where} and {volume.where} differ in {difference}")
         if geometry.spacing is None:
@@ -87,9 +89,16 @@ def geometry_of_images(case: Case) -> Geometry:
     return geometry
 
 
-def check_label(case: Case, label: Volume, geometry: Geometry, *, resample: bool) -> tuple[int, ...]:
-    """The values in a label map, ascending. Raises UserError where it does not fit its images or the classes."""
-    own = _geometry_of(label)
+def check_label(case: Case, label: Volume, geometry: Geometry, own: Geometry, *, resample: bool) -> tuple[int, ...]:
+    """The values in a label map, ascending. Raises UserError where it does not fit its images or the classes.
+
+    Args:
+        case: that it belongs to.
+        label: its label map.
+        geometry: of its images.
+        own: of the label map.
+        resample: whether the label map may lie on another grid.
+    """
     difference = geometry.difference(own)
     if difference and not (resample and own.spacing is not None):
         fix = ": --resample_labels puts it onto the image's grid" if own.spacing is not None else ""
@@ -113,7 +122,7 @@ def label_values(label: Volume) -> tuple[int, ...]:
     array = sitk.GetArrayViewFromImage(image)
     if len(label.files) == 1:
         check_as_read(label.files, [array])
-    found = np.sort(pd.unique(array.ravel()))
+    found = distinct(array)
     if found.dtype.kind == "f" and not np.array_equal(found, np.round(found)):  # NaN is unequal to itself
         strange = found[~(found == np.round(found))]
         raise UserError(f"{label.where} holds {_listed(strange)}, where labels are whole numbers")
@@ -123,7 +132,14 @@ def label_values(label: Volume) -> tuple[int, ...]:
     return tuple(int(value) for value in found)
 
 
-def _geometry_of(volume: Volume) -> Geometry:
+def distinct(array: np.ndarray) -> np.ndarray:
+    """The values in an array, ascending: of a label map, where neighbours are mostly equal, without sorting it all."""
+    flat = array.ravel()
+    return np.unique(np.concatenate([flat[:1], flat[1:][flat[1:] != flat[:-1]]]))
+
+
+def geometry_of(volume: Volume) -> Geometry:
+    """Of an image or a label map. Raises UserError where it is not there or cannot be read."""
     for path in volume.files:
         if not path.exists():
             raise UserError(f"there is no file {path}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +18,13 @@ from nnunetv2_ext.datasets.split_files import SPLITS_FILE, check_split, remark_o
 from nnunetv2_ext.datasets.staging import MANIFEST, Staging, check_free, files_of
 from nnunetv2_ext.datasets.table import print_table
 from nnunetv2_ext.datasets.volumes.array_files import TIFF_ENDINGS
+from nnunetv2_ext.datasets.workers import IMPORTED_ONCE
 from nnunetv2_ext.datasets.writing import Transfer, WriteJob, Written, look_at, write_case
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.nnunet_folders import nnunet_folder, preprocessed_folder
 from nnunetv2_ext.worker_processes import Task, in_processes
 
 _CONVERTED_TO = ".nii.gz"
-_MAX_PROCESSES = 8
-"""More read and write no faster from one disk."""
-_IMPORTED_ONCE = ("nnunetv2_ext.datasets.writing", "nnunetv2_ext.datasets.checking", "pandas")
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,9 @@ def _import(kind: str, source: str, collection: Collection, options: ImportOptio
     labelling = number_classes(collection.class_names, found)
     ending = common_ending(collection.cases)
     jobs = {
-        case.name: WriteJob(case, staging.folder, ending, labelling.table(case, values), options.transfer)
+        case.name: WriteJob(
+            case, staging.folder, ending, labelling.table(case, values), options.transfer, findings[case.name].own
+        )
         for case, values in found
     }
     described = {name: _described(job) for name, job in jobs.items()}
@@ -124,7 +123,7 @@ def _check(cases: Sequence[Case], options: ImportOptions) -> dict[str, Finding]:
     """What is found in each case, in their order. A name that stands twice counts once: it is a problem anyway."""
     ending = common_ending(cases)
     jobs = [CheckJob(case, options.resample_labels, ending) for case in {case.name: case for case in cases}.values()]
-    task = Task(check_case, checking.failed, _IMPORTED_ONCE)
+    task = Task(check_case, checking.failed, IMPORTED_ONCE)
     with tqdm(total=len(jobs), desc="checking", unit="case", disable=None) as bar:
         findings = {}
         for finding in in_processes(task, jobs, options.num_processes):
@@ -180,7 +179,7 @@ def _write(
 ) -> None:
     """Do what is left; what is done is noted at once. Raises UserError where a case fails, after all others."""
     problems: list[Written] = []
-    task = Task(write_case, writing.failed, _IMPORTED_ONCE)
+    task = Task(write_case, writing.failed, IMPORTED_ONCE)
     with tqdm(total=len(jobs), desc="importing", unit="case", disable=None) as bar:
         for written in in_processes(task, jobs, num_processes):
             bar.update()
@@ -235,10 +234,3 @@ def check_folders() -> None:
     for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
         if not (folder := nnunet_folder(variable)).is_dir():
             raise UserError(f"there is no folder {folder}, which {variable} names: make it, or correct the variable")
-
-
-def num_processes(wanted: int | None) -> int:
-    """As asked for; else the cores that this process may use, at most 8. Raises UserError for less than 1."""
-    if wanted is not None and wanted < 1:
-        raise UserError(f"-np must be at least 1, not {wanted}")
-    return wanted or min(len(os.sched_getaffinity(0)), _MAX_PROCESSES)

@@ -25,12 +25,12 @@ def split_by_subject(cases: Sequence[Case]) -> Splits | None:
 
     None where there are fewer than two subjects, or one case for each, for which nnU-Net's own split does the same.
     """
-    from sklearn.model_selection import GroupKFold
-
     training = sorted((case for case in cases if case.part in (TRAIN, VAL)), key=lambda case: case.name)
     subjects = [case.subject for case in training]
     if len(set(subjects)) < 2 or len(set(subjects)) == len(subjects) >= NUM_FOLDS:
         return None
+    from sklearn.model_selection import GroupKFold  # takes longer to import than all else here
+
     folds = GroupKFold(min(NUM_FOLDS, len(set(subjects))), shuffle=True, random_state=SEED)
     names = [case.name for case in training]
     return [

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import SimpleITK as sitk
 
-from nnunetv2_ext.datasets.checking import geometry_of_images
+from nnunetv2_ext.datasets.checking import common_geometry, distinct
 from nnunetv2_ext.datasets.collection import TEST, Case
 from nnunetv2_ext.datasets.volumes.array_files import TIFF_ENDINGS
 from nnunetv2_ext.datasets.volumes.volume import Geometry, Volume
@@ -45,6 +44,7 @@ class WriteJob:
         ending: of all its files.
         numbers: for each value of the label map, nnU-Net's label.
         transfer: of what needs no conversion.
+        geometries: of each image, and of the label map.
     """
 
     case: Case
@@ -52,6 +52,7 @@ class WriteJob:
     ending: str
     numbers: Mapping[int, int]
     transfer: Transfer
+    geometries: tuple[Geometry, ...]
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,11 @@ def write_case(job: WriteJob) -> Written:
     case = job.case
     images, labels = ("imagesTs", "labelsTs") if case.part == TEST else ("imagesTr", "labelsTr")
     try:
-        geometry = geometry_of_images(case)
+        geometry = common_geometry(case.images, job.geometries[: len(case.images)])
         entry: dict[str, Any] = {"images": []}
-        for channel, volume in enumerate(case.images):
+        for channel, (volume, own) in enumerate(zip(case.images, job.geometries, strict=False)):
             target = f"{images}/{case.name}_{channel:04d}{job.ending}"
-            entry["images"].append(_write_image(job, volume, geometry, target))
+            entry["images"].append(_write_image(job, volume, own, geometry, target))
         _write_spacing(job, geometry, f"{images}/{case.name}.json")
         if case.label is not None:
             entry["label"] = _write_label(job, case.label, geometry, f"{labels}/{case.name}{job.ending}")
@@ -98,8 +99,7 @@ def failed(job: WriteJob, reason: str) -> Written:
     return Written(job.case.name, problem=reason)
 
 
-def _write_image(job: WriteJob, volume: Volume, geometry: Geometry, target: str) -> dict[str, Any]:
-    own = volume.geometry()
+def _write_image(job: WriteJob, volume: Volume, own: Geometry, geometry: Geometry, target: str) -> dict[str, Any]:
     if volume.ending == job.ending and own.spacing in (None, geometry.spacing):
         return _as_it_is(job, volume, target)
     image = volume.image()
@@ -111,7 +111,7 @@ def _write_image(job: WriteJob, volume: Volume, geometry: Geometry, target: str)
 
 
 def _write_label(job: WriteJob, label: Volume, geometry: Geometry, target: str) -> dict[str, Any]:
-    own = label.geometry()
+    own = job.geometries[-1]
     fits = own.spacing == geometry.spacing and geometry.difference(own) is None
     if label.ending == job.ending and all(a == b for a, b in job.numbers.items()) and (fits or _is_tiff(job.ending)):
         return _as_it_is(job, label, target)
@@ -120,7 +120,7 @@ def _write_label(job: WriteJob, label: Volume, geometry: Geometry, target: str) 
         geometry.put_on(image)
     else:
         image = sitk.Resample(image, _grid(geometry), sitk.Transform(), sitk.sitkNearestNeighbor, 0)
-        if lost := set(job.numbers) - {0, *pd.unique(sitk.GetArrayViewFromImage(image).ravel()).tolist()}:
+        if lost := set(job.numbers) - {0, *distinct(sitk.GetArrayViewFromImage(image)).tolist()}:
             raise UserError(
                 f"nothing of {', '.join(map(str, sorted(lost)))} in {label.where} is left on the grid of "
                 f"{job.case.images[0].where}: does it lie elsewhere?"

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from nnunetv2_ext.datasets.checking import CheckJob, Finding, check_case, failed, geometry_of_images
-from nnunetv2_ext.datasets.collection import TEST
+from nnunetv2_ext.datasets.checking import CheckJob, Finding, check_case, common_geometry, distinct, failed, geometry_of
+from nnunetv2_ext.datasets.collection import TEST, Case
 from nnunetv2_ext.datasets.volumes.volume import Geometry
 from nnunetv2_ext.errors import UserError
 from tests.datasets.conftest import OBLIQUE, ORIGIN, SPACING, STRAIGHT, case_of, counted, save
@@ -29,6 +29,10 @@ DETACHED = {
 
 def check(*images: Path, label: Path | None = None, resample: bool = False, **more: Any) -> Finding:
     return check_case(CheckJob(case_of(*images, label=label, **more), resample))
+
+
+def together(case: Case) -> Geometry:
+    return common_geometry(case.images, [geometry_of(image) for image in case.images])
 
 
 def problem(finding: Finding) -> str:
@@ -53,6 +57,19 @@ def test_a_good_case_has_its_geometry_and_its_values(tmp_path: Path) -> None:
     assert (finding.name, finding.values, finding.problems) == ("a", (0, 5, 10), ())
     assert finding.geometry is not None
     assert finding.geometry.difference(Geometry((4, 3, 2), SPACING, ORIGIN)) is None
+    assert [own.size for own in finding.own] == [(4, 3, 2)] * 3, "two images and a label map"
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+def test_the_distinct_values_of_an_array_are_those_that_numpy_finds(dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    array = rng.integers(0, 7, (5, 6, 7)).astype(dtype).repeat(3, axis=2)
+    for view in (array, array.T, array[:, ::2, 1:], array[:1, :1, :1]):
+        np.testing.assert_array_equal(distinct(view), np.unique(view))
+
+
+def test_nan_is_one_of_the_distinct_values() -> None:
+    np.testing.assert_array_equal(distinct(np.array([[np.nan, 1.0], [1.0, np.nan]])), [1.0, np.nan])
 
 
 def test_a_test_case_needs_no_label(tmp_path: Path) -> None:
@@ -88,7 +105,7 @@ def test_a_channel_without_geometry_has_that_of_another(tmp_path: Path) -> None:
     np.save(tmp_path / "1.npy", IMAGE)
     image = save(tmp_path / "2.nrrd", IMAGE, direction=OBLIQUE)
     case = case_of(tmp_path / "0.npy", image, tmp_path / "1.npy")
-    assert geometry_of_images(case).difference(Geometry((4, 3, 2), SPACING, ORIGIN, OBLIQUE)) is None
+    assert together(case).difference(Geometry((4, 3, 2), SPACING, ORIGIN, OBLIQUE)) is None
 
 
 def test_a_channel_is_compared_also_with_the_one_that_lent_its_geometry(tmp_path: Path) -> None:
@@ -96,7 +113,7 @@ def test_a_channel_is_compared_also_with_the_one_that_lent_its_geometry(tmp_path
     second = save(tmp_path / "1.nrrd", IMAGE)
     third = save(tmp_path / "2.nrrd", IMAGE, spacing=(1, 1, 1))
     with pytest.raises(UserError, match=r"2\.nrrd differ in spacing"):
-        geometry_of_images(case_of(tmp_path / "0.npy", second, third))
+        together(case_of(tmp_path / "0.npy", second, third))
 
 
 def test_an_unknown_spacing_is_asked_for(tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ import SimpleITK as sitk
 
 from nnunetv2_ext.datasets import importing
 from nnunetv2_ext.datasets.collection import TEST, TRAIN, Case, Collection
-from nnunetv2_ext.datasets.importing import ImportOptions, common_ending, import_dataset, num_processes
+from nnunetv2_ext.datasets.importing import ImportOptions, common_ending, import_dataset
 from nnunetv2_ext.datasets.sources.csv_table import Columns, read_csv_table
 from nnunetv2_ext.datasets.staging import Staging
 from nnunetv2_ext.datasets.volumes.opening import volume_at
+from nnunetv2_ext.datasets.workers import num_processes
 from nnunetv2_ext.datasets.writing import Transfer, WriteJob, Written, write_case
 from nnunetv2_ext.errors import UserError
 from tests.commands import nnunet_environment

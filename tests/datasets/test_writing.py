@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -14,12 +15,13 @@ import SimpleITK as sitk
 import tifffile
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
+from nnunetv2_ext.datasets.checking import geometry_of
 from nnunetv2_ext.datasets.collection import TEST, TRAIN, Case
 from nnunetv2_ext.datasets.volumes.array_files import NpyFile, TiffFile
 from nnunetv2_ext.datasets.volumes.dicom_folder import DicomFolder
 from nnunetv2_ext.datasets.volumes.itk_file import ItkFile
 from nnunetv2_ext.datasets.volumes.opening import volume_at
-from nnunetv2_ext.datasets.volumes.volume import Volume
+from nnunetv2_ext.datasets.volumes.volume import Geometry, Volume
 from nnunetv2_ext.datasets.volumes.zarr_crop import ZarrCrop
 from nnunetv2_ext.datasets.writing import Transfer, WriteJob, Written, failed, write_case
 from tests.disks import fill, mounted
@@ -31,7 +33,7 @@ AS_THEY_LIE = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".tif", ".tiff")
 DTYPES = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "f2", "f4", "f8")
 
 
-def write(
+def checked(
     folder: Path,
     images: Volume | tuple[Volume, ...],
     label: Volume | None = None,
@@ -40,11 +42,20 @@ def write(
     numbers: Mapping[int, int] | None = None,
     transfer: Transfer = Transfer.COPY,
     part: str = TRAIN,
-) -> Written:
-    """Write the case `a` into a dataset's folder."""
+) -> WriteJob:
+    """The case `a`, which is to be written into a dataset's folder, as the check leaves it."""
     images = images if isinstance(images, tuple) else (images,)
     case = Case("a", "row", "subject", part, images, label)
-    return write_case(WriteJob(case, folder, ending, numbers or {}, transfer))
+    return WriteJob(case, folder, ending, numbers or {}, transfer, geometries(case))
+
+
+def write(folder: Path, *volumes: Any, **how: Any) -> Written:
+    return write_case(checked(folder, *volumes, **how))
+
+
+def geometries(case: Case) -> tuple[Geometry, ...]:
+    """As the check before finds them."""
+    return tuple(map(geometry_of, (*case.images, *([case.label] if case.label else []))))
 
 
 def voxels(dtype: str = "int16", shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> np.ndarray:
@@ -380,8 +391,9 @@ def test_a_truncated_image_is_not_converted(name: str, tmp_path: Path) -> None:
         tifffile.imwrite(path, array, compression="zlib")
     else:
         sitk.WriteImage(oblique(array), str(path), useCompression=True)
+    job = checked(tmp_path / "out", volume_at(path, SPACING), ending=ending)
     truncate(path)
-    made = write(tmp_path / "out", volume_at(path, SPACING), ending=ending)
+    made = write_case(job)
     assert made.entry is None
     assert name in made.problem
     assert files(tmp_path / "out") == []
@@ -389,8 +401,9 @@ def test_a_truncated_image_is_not_converted(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_truncated_slice_is_neither_converted_nor_left_out(number: int, dicom: Path, tmp_path: Path) -> None:
+    job = checked(tmp_path / "out", DicomFolder(dicom))
     truncate(dicom / f"{number:03d}.dcm", keep=0.98)  # within its voxels
-    made = write(tmp_path / "out", DicomFolder(dicom))
+    made = write_case(job)
     assert made.entry is None
     assert str(dicom) in made.problem
     assert "\n" not in made.problem
@@ -408,8 +421,9 @@ def test_nan_is_no_value_to_lose_without_a_word(tmp_path: Path) -> None:
 
 def test_a_channel_that_fails_leaves_nothing_half_written(tmp_path: Path) -> None:
     first, second = as_npy(voxels(), tmp_path / "1.npy"), as_npy(voxels(), tmp_path / "2.npy")
+    job = checked(tmp_path / "out", (first, second))
     truncate(second.path)
-    made = write(tmp_path / "out", (first, second))
+    made = write_case(job)
     assert made.entry is None
     assert not made.stops, "the other cases may be whole"
     assert not [name for name in files(tmp_path / "out") if "/." in name or "_0001" in name]
@@ -417,7 +431,7 @@ def test_a_channel_that_fails_leaves_nothing_half_written(tmp_path: Path) -> Non
 
 def test_a_case_whose_process_has_died_has_a_problem(tmp_path: Path) -> None:
     case = Case("a", "row", "s", TRAIN)
-    made = failed(WriteJob(case, tmp_path, ".nii.gz", {}, Transfer.COPY), "killed")
+    made = failed(WriteJob(case, tmp_path, ".nii.gz", {}, Transfer.COPY, ()), "killed")
     assert (made.name, made.entry, made.problem) == ("a", None, "killed")
 
 
@@ -444,7 +458,7 @@ def _renumbered(ending: str) -> Callable[[Path, Path], Written]:
         small = {value: (value * 7) % 251 for value in range(256)}
         case = Case("a", "row", "s", TEST, (image,), label)
         (out / "imagesTs").mkdir()
-        return write_case(WriteJob(case, out, ending, small, Transfer.SYMLINK))
+        return write_case(WriteJob(case, out, ending, small, Transfer.SYMLINK, geometries(case)))
 
     return go
 
