@@ -79,7 +79,8 @@ def _draw(subjects: list[str], with_replacement: bool, k: int | None, chance: ra
     if with_replacement:
         return chance.choices(subjects, k=k or len(subjects)) if subjects else []
     if k is not None and k > len(subjects):
-        raise UserError(f"k_sample is {k}, but there are {len(subjects)} subjects to draw from")
+        there_are = f"there are {len(subjects)} subjects to draw from"
+        raise UserError(f"k_sample is {k}, but {there_are}: give at most that, or replace: true")
     return subjects if k is None else sorted(chance.sample(subjects, k))
 
 

@@ -6,33 +6,15 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from nnunetv2_ext.datasets.collection import BACKGROUND, TRAIN, Case, Collection, case_name
-from nnunetv2_ext.datasets.sources.configured_split import SPLIT_KEYS, split_as_configured
+from nnunetv2_ext.datasets.sources.configured_split import split_as_configured
 from nnunetv2_ext.datasets.sources.merged_fields import common_classes, parse_ca_type
+from nnunetv2_ext.datasets.sources.pattern_file import SUBJECT, DataSet, read_pattern_file
 from nnunetv2_ext.datasets.volumes.opening import volume_at
 from nnunetv2_ext.errors import UserError
-
-_OF_THE_TRAINING = ("output_path", "batch_size", "num_workers", "pin_memory", "defaults")
-_DATASET_KEYS = ("path", "ca_type", "patterns", "labels", "labels_names")
-
-
-@dataclass(frozen=True)
-class _DataSet:
-    """One entry of `datasets`."""
-
-    name: str
-    path: Path
-    patterns: Mapping[str, tuple[str, str]]
-    classes: Mapping[int, str]
-    ca_type: str | None
 
 
 def read_patterns(config: Path, spacing: tuple[float, float, float] | None = None) -> Collection:
@@ -46,14 +28,10 @@ def read_patterns(config: Path, spacing: tuple[float, float, float] | None = Non
     Raises:
         UserError: no such file, a key is missing or unknown, a pattern matches nothing, a split that cannot be.
     """
-    content = _read(config)
-    main = config.absolute().parent / str(content.get("main_path") or "")
-    datasets = [_dataset(str(name), main, entry) for name, entry in _mapping(content, "datasets", str(config)).items()]
-    if not datasets:
-        raise UserError(f"{config} names no datasets")
+    datasets, content = read_pattern_file(config)
     merged, datasets = _with_common_classes(datasets)
     cases = [case for dataset in datasets for case in _cases(dataset, merged[dataset.name], spacing)]
-    cases = _told_apart(cases)
+    cases = [replace(case, index=index) for index, case in enumerate(_told_apart(cases))]  # of train_val_test_idx
     cases, splits, remarks = split_as_configured(cases, content)
     num_merged = sum(bool(case.merged) for case in cases)
     if num_merged:
@@ -62,67 +40,11 @@ def read_patterns(config: Path, spacing: tuple[float, float, float] | None = Non
     names = dict.fromkeys(name for dataset in datasets for name in dataset.classes.values())
     names.update(dict.fromkeys(name for case in cases for group in case.merged for name in group))
     names.pop(BACKGROUND, None)
-    return Collection(tuple(cases), ("MRI",), tuple(names), splits, tuple(remarks))
+    to_rename = "rename its folder, or the pattern"
+    return Collection(tuple(cases), ("MRI",), tuple(names), splits, tuple(remarks), to_rename=to_rename)
 
 
-def _read(config: Path) -> dict[str, Any]:
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(config), resolve=True)
-    except FileNotFoundError:
-        raise UserError(f"there is no file {config}") from None
-    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{config} cannot be read as YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{config} holds no keys and values")
-    known = ("main_path", "datasets", *SPLIT_KEYS, *_OF_THE_TRAINING)
-    if unknown := [str(key) for key in content if key not in known]:
-        raise UserError(f"{config} has an unknown key {unknown[0]}; there are {', '.join(known)}")
-    return {str(key): value for key, value in content.items()}
-
-
-def _mapping(content: Mapping[str, Any], key: str, where: str) -> Mapping[Any, Any]:
-    value = content.get(key)
-    if not isinstance(value, Mapping) or not value:
-        raise UserError(f"{where} needs {key}, a list of names and values")
-    return value
-
-
-def _dataset(name: str, main: Path, entry: Any) -> _DataSet:
-    where = f"the data set {name}"
-    if not isinstance(entry, Mapping):
-        raise UserError(f"{where} needs {', '.join(_DATASET_KEYS)}")
-    if unknown := [str(key) for key in entry if key not in _DATASET_KEYS]:
-        raise UserError(f"{where} has an unknown key {unknown[0]}; there are {', '.join(_DATASET_KEYS)}")
-    if not entry.get("path"):
-        raise UserError(f"{where} needs a path")
-    path = main / str(entry["path"])
-    if not path.is_dir():
-        raise UserError(f"there is no folder {path}, the path of {name}")
-    patterns: dict[str, tuple[str, str]] = {}
-    for key, pattern in _mapping(entry, "patterns", where).items():
-        if not isinstance(pattern, Mapping) or set(pattern) != {"mri", "label"}:
-            raise UserError(f"the pattern {key} of {name} needs mri and label, and nothing else")
-        patterns[str(key)] = (str(pattern["mri"]), str(pattern["label"]))
-    ca_type = entry.get("ca_type")
-    return _DataSet(name, path, patterns, _classes(name, entry), None if ca_type is None else str(ca_type))
-
-
-def _classes(name: str, entry: Mapping[str, Any]) -> dict[int, str]:
-    """From a value in the label map to a name: by `labels` to a number, and by `labels_names` to its name."""
-    where = f"the data set {name}"
-    try:
-        numbers = {int(str(value)): int(str(number)) for value, number in _mapping(entry, "labels", where).items()}
-        names = {int(str(number)): str(text) for number, text in _mapping(entry, "labels_names", where).items()}
-    except ValueError as error:
-        raise UserError(f"labels and labels_names of {name} need whole numbers: {error}") from error
-    if twice := [text for text, count in Counter(names.values()).items() if count > 1]:
-        raise UserError(f"labels_names of {name} have {twice[0]} twice")
-    if unnamed := sorted({number for number in numbers.values() if number and number not in names}):
-        raise UserError(f"labels of {name} lead to {unnamed[0]}, which labels_names do not name")
-    return {value: names[number] if number else BACKGROUND for value, number in numbers.items()}
-
-
-def _with_common_classes(datasets: Sequence[_DataSet]) -> tuple[dict[str, dict[str, tuple[str, ...]]], list[_DataSet]]:
+def _with_common_classes(datasets: Sequence[DataSet]) -> tuple[dict[str, dict[str, tuple[str, ...]]], list[DataSet]]:
     """Give the CA fields the same names in all data sets, and say which stand for several of them."""
     typed = {dataset.name: dataset for dataset in datasets if dataset.ca_type is not None}
     parts = common_classes(
@@ -139,7 +61,7 @@ def _with_common_classes(datasets: Sequence[_DataSet]) -> tuple[dict[str, dict[s
 
 
 def _cases(
-    dataset: _DataSet, merged: Mapping[str, tuple[str, ...]], spacing: tuple[float, float, float] | None
+    dataset: DataSet, merged: Mapping[str, tuple[str, ...]], spacing: tuple[float, float, float] | None
 ) -> list[Case]:
     matches: dict[Path, list[str]] = {}
     for pattern, (mri, _) in dataset.patterns.items():
@@ -151,20 +73,22 @@ def _cases(
     common = Path(os.path.commonpath([path.parent for path in matches]))  # below it, the first folder is the subject
     cases = []
     for pattern, (mri, label) in dataset.patterns.items():
-        subject_of: dict[Path, str] = {}
+        owner_of: dict[Path, tuple[str, str]] = {}
         for image in (path for path, patterns in matches.items() if pattern in patterns):
-            relative = image.parent.relative_to(common)
-            subject = relative.parts[0] if relative.parts else _matched_by_wildcards(image, mri) or common.name
+            folders = image.parent.relative_to(common).parts
+            guess = folders[0] if folders else _matched_by_wildcards(image, mri) or common.name
+            place = image.relative_to(dataset.path).as_posix()
+            subject = guess if dataset.subject is None else _searched(dataset.subject, place)
             problems = []
+            if not subject:
+                problems.append(f"{SUBJECT} of {dataset.name} matches nothing in {place}")
             if len(matches[image]) > 1:
                 problems.append(f"{image} is matched by the patterns {' and '.join(matches[image])}")
-            labels = _files(image.parent, label)
-            if len(labels) > 1:  # in a flat folder, those of other subjects as well
-                own = _matched_by_wildcards(image, mri)
-                labels = [path for path in labels if own and _matched_by_wildcards(path, label) == own] or labels
-            other = subject_of.setdefault(labels[0], subject) if len(labels) == 1 else subject
-            if other != subject:
-                problems.append(f"its label is that of {other} too: {labels[0]}")
+            labels = _labels(image, mri, label)
+            if len(labels) == 1:
+                owner = owner_of.setdefault(labels[0], (guess, subject))
+                if others := [name for name, own in zip(owner, (guess, subject), strict=True) if name != own]:
+                    problems.append(f"its label is that of {others[0]} too: {labels[0]}")
             if image in labels:
                 problems.append(f"its label pattern matches the image itself: {image.parent}/{label}")
             if len(labels) != 1:
@@ -176,9 +100,9 @@ def _cases(
                 problems.append(str(error))
             cases.append(
                 Case(
-                    name=case_name(dataset.name, *(relative.parts or (subject,)), pattern),
-                    row=f"{dataset.name}, {pattern}: {image.relative_to(dataset.path)}",
-                    subject=f"{dataset.name} {subject}",
+                    name=case_name(dataset.name, *(folders or (guess,)), pattern),
+                    row=f"{dataset.name}, {pattern}: {place}",
+                    subject=f"{dataset.name} {subject or place}",
                     part=TRAIN,
                     images=() if problems else (volumes[0],),
                     label=None if problems else volumes[1],
@@ -190,10 +114,27 @@ def _cases(
     return cases
 
 
+def _searched(expression: re.Pattern[str], place: str) -> str:
+    """What an expression finds in an image's path: its groups if it has any, else all of it; nothing is `""`."""
+    match = expression.search(place)
+    return "" if match is None else "-".join(filter(None, match.groups())) if expression.groups else match[0]
+
+
+def _labels(image: Path, mri: str, label: str) -> list[Path]:
+    """The files in an image's folder that a label pattern matches; in a flat folder, where it matches those of other
+    subjects as well, the one with the same text for the wildcards.
+    """
+    labels = _files(image.parent, label)
+    if len(labels) > 1 and (own := _matched_by_wildcards(image, mri)):
+        return [path for path in labels if _matched_by_wildcards(path, label) == own] or labels
+    return labels
+
+
 def _files(folder: Path, pattern: str) -> list[Path]:
     """The files that a glob matches. Raises UserError for what is no glob."""
     try:
-        return sorted(path for path in folder.glob(pattern) if path.is_file())
+        found = sorted(path for path in folder.glob(pattern) if path.is_file())
+        return [path for path in found if not path.name.startswith("._")]  # macOS's notes on files of other disks
     except (ValueError, NotImplementedError) as error:
         raise UserError(f"the pattern {pattern!r} cannot be used below {folder}: {error}") from error
 

@@ -179,6 +179,80 @@ def test_the_subject_is_the_first_folder_below_the_one_that_all_share(tmp_path: 
     assert not problems(collection.checked())
 
 
+LEFT = {"left": PATTERNS["left_t2"]}
+
+
+def make_sessions(folder: Path) -> None:
+    """`ses1/sub0/t2w_left.nii.gz` and so on: what comes first is not the subject."""
+    for session, subject in ((1, 0), (1, 1), (2, 0), (2, 1)):
+        touch(folder / f"ses{session}" / f"sub{subject}", "t2w_left.nii.gz", "t2w_left_seg.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("subject", "names"),
+    [
+        ("sub-?[0-9]+", ["sub0", "sub1", "sub0", "sub1"]),
+        ("/sub([0-9]+)/", ["0", "1", "0", "1"]),
+        ("(?i)(SUB)(?:-|_)?([0-9]+)", ["sub-0", "sub-1", "sub-0", "sub-1"]),
+        (None, ["ses1", "ses1", "ses2", "ses2"]),
+    ],
+)
+def test_the_subject_may_be_searched_in_the_image_s_path(subject: str | None, names: list[str], tmp_path: Path) -> None:
+    make_sessions(tmp_path / "clark")
+    collection = read(tmp_path, {"clark": {**CLARK, "patterns": LEFT, "subject": subject}}).checked()
+    assert not problems(collection)
+    assert [case.subject for case in collection.cases] == [f"clark {name}" for name in names]
+    assert [case.name for case in collection.cases] == [
+        "clark_ses1_sub0_left", "clark_ses1_sub1_left", "clark_ses2_sub0_left", "clark_ses2_sub1_left",
+    ]  # fmt: skip
+
+
+def test_the_split_keeps_the_subjects_that_were_searched_together(tmp_path: Path) -> None:
+    make_sessions(tmp_path / "clark")
+    collection = read(
+        tmp_path,
+        {"clark": {**CLARK, "patterns": LEFT, "subject": "sub[0-9]+"}},
+        train_val_test_idx=[[0, 2], [1, 3], []],
+    )
+    assert not problems(collection.checked())
+    (fold,) = collection.splits or []
+    assert (subjects(collection, fold["train"]), subjects(collection, fold["val"])) == (["clark sub0"], ["clark sub1"])
+
+
+def test_the_folder_of_the_data_set_is_not_searched(tmp_path: Path) -> None:
+    make_sessions(tmp_path / "sub9")
+    collection = read(tmp_path, {"clark": {**CLARK, "path": "sub9", "patterns": LEFT, "subject": "sub[0-9]+"}})
+    assert {case.subject for case in collection.cases} == {"clark sub0", "clark sub1"}
+
+
+def test_in_a_flat_folder_the_subject_may_be_searched_in_the_file_s_name(tmp_path: Path) -> None:
+    names = [f"{subject}_{session}_left" for subject in ("s1", "s2") for session in ("a", "b")]
+    touch(tmp_path / "clark", *(f"{name}{end}.nii.gz" for name in names for end in ("", "_seg")))
+    patterns = {"left": {"mri": "*_left.nii.gz", "label": "*_left_seg.nii.gz"}}
+    collection = read(tmp_path, {"clark": {**CLARK, "patterns": patterns, "subject": "s[0-9]"}}).checked()
+    assert not problems(collection)
+    assert [(case.name, case.subject) for case in collection.cases] == [
+        ("clark_s1_a_left", "clark s1"), ("clark_s1_b_left", "clark s1"),
+        ("clark_s2_a_left", "clark s2"), ("clark_s2_b_left", "clark s2"),
+    ]  # fmt: skip
+    (tmp_path / "clark" / "s1_b_left_seg.nii.gz").unlink()
+    (tmp_path / "clark" / "s2_a_left_seg.nii.gz").unlink()
+    (tmp_path / "clark" / "s2_b_left_seg.nii.gz").unlink()
+    found = problems(read(tmp_path, {"clark": {**CLARK, "patterns": patterns, "subject": "s[0-9]"}}))
+    assert sorted(found) == ["clark_s1_b_left", "clark_s2_a_left", "clark_s2_b_left"]  # not theirs, though the one left
+
+
+@pytest.mark.parametrize("subject", ["patient[0-9]+", "", "(x)?"])
+def test_a_path_without_a_subject_is_a_problem_of_its_case(subject: str, tmp_path: Path) -> None:
+    make_sessions(tmp_path / "clark")
+    touch(tmp_path / "clark/ses1/patient7", "t2w_left.nii.gz", "t2w_left_seg.nii.gz")
+    collection = read(tmp_path, {"clark": {**CLARK, "patterns": LEFT, "subject": subject}}).checked()
+    found = problems(collection)
+    assert len(found) == (4 if subject.startswith("patient") else 5)
+    place = "ses1/sub0/t2w_left.nii.gz"
+    assert found["clark_ses1_sub0_left"] == (f"subject of clark matches nothing in {place}",)
+
+
 @pytest.mark.parametrize("wildcard", ["*", "sub??", "sub0[1-3]", "[!x]*"])
 def test_in_a_flat_folder_the_wildcards_stand_for_the_subject(wildcard: str, tmp_path: Path) -> None:
     for i in (1, 2, 3):
@@ -242,6 +316,17 @@ def test_classes_of_the_same_name_are_one_however_each_data_set_numbers_them(tmp
     labelling = number_classes(collection.class_names, found)
     tables = {case.subject[0]: labelling.table(case, values) for case, values in found}
     assert tables["a"][2] == tables["b"][5] == labelling.numbers["CA1"]
+
+
+def test_classes_are_numbered_as_the_file_numbers_them(tmp_path: Path) -> None:
+    make_subjects(tmp_path / "clark", 1)
+    labels = {1: 2, 2: 3, 3: 1, 9: 0, 101: 2}
+    collection = read(tmp_path, {"clark": {**CLARK, "labels": labels}})
+    labelling = number_classes(collection.class_names, [])
+    assert {name: number for number, name in NAMES.items()} == {
+        name: number for name, number in labelling.numbers.items() if number
+    }
+    assert labelling.table(collection.cases[0], labels) == labels
 
 
 FINE = {
@@ -453,7 +538,10 @@ def test_indices_that_divide_a_subject_are_a_problem_of_its_cases(tmp_path: Path
         ({"train_ratio": 0.5, "k_sample": 0}, r"^k_sample is 0, and must be a whole number above 0, or null$"),
         ({"train_ratio": 0.5, "k_sample": 1.5}, r"^k_sample is 1\.5"),
         ({"train_ratio": 0.5, "k_sample": True}, r"^k_sample is True"),
-        ({"train_ratio": 0.5, "k_sample": 3}, r"^k_sample is 3, but there are 2 subjects to draw from$"),
+        (
+            {"train_ratio": 0.5, "k_sample": 3},
+            r"^k_sample is 3, but there are 2 subjects to draw from: give at most that, or replace: tr",
+        ),
         ({"replace": "no"}, r"^replace is 'no', and must be true or false$"),
         ({"train_on_all": "False"}, r"^train_on_all is 'False', and must be true or false$"),
         ({"train_val_test_idx": [[0], [1]]}, r"^train_val_test_idx must be three lists of whole numbers"),
@@ -507,6 +595,8 @@ def test_a_split_that_cannot_be_is_refused(keys: dict[str, Any], message: str, t
         ({"ca_type": "1/24"}, r"^ca_type of clark is '1/24'"),
         ({"ca_type": 12}, r"^ca_type of clark says that CA1 and CA2 are one class, but labels_names have none"),
         ({"ca_type": "1/2/3"}, r"^labels_names of clark have CA2/3, which is no class of its ca_type$"),
+        ({"subject": "sub[0-9"}, r"^subject of clark is 'sub\[0-9', which is no regular expression: unterminated"),
+        ({"subjects": "sub"}, r"^the data set clark has an unknown key subjects; there are path, .*, subject$"),
         ({"label_names": NAMES}, r"^the data set clark has an unknown key label_names; there are path, ca_type, "),
     ],
 )
@@ -526,6 +616,8 @@ def test_what_is_wrong_with_a_data_set_is_said(change: dict[str, Any], message: 
         ("- a\n- b\n", r"datasets\.yaml holds no keys and values$"),
         ("datasets: [\n", r"datasets\.yaml cannot be read as YAML: "),
         ("main_path: ${nothing}\ndatasets: {}\n", r"datasets\.yaml cannot be read as YAML: .*nothing"),
+        ("main_path: ???\ndatasets: {}\n", r"datasets\.yaml cannot be read as YAML: .*main_path"),
+        ("main_path: ${hydra:runtime.cwd}\ndatasets: {}\n", r"datasets\.yaml cannot be read as YAML: .*hydra"),
         ("datasets: {a: {}}\ndatasets: {b: {}}\n", r"datasets\.yaml cannot be read as YAML: .*duplicate key datasets"),
         ("train_ration: .9\ndatasets: {}\n", r"datasets\.yaml has an unknown key train_ration; there are main_path, "),
     ],
@@ -535,6 +627,61 @@ def test_what_is_wrong_with_the_file_is_said(text: str, message: str, tmp_path: 
     config.write_text(text)
     with pytest.raises(UserError, match=message):
         read_patterns(config)
+
+
+def read_text(folder: Path, text: str) -> Collection:
+    """A file that begins with these lines, to the path of `clark`, and goes on with its other keys."""
+    entry = yaml.safe_dump({key: value for key, value in CLARK.items() if key != "path"}, default_flow_style=True)
+    config = folder / "datasets.yaml"
+    config.write_text(f"{text}\n    <<: {entry}")
+    return read_patterns(config)
+
+
+@pytest.mark.parametrize(
+    ("main", "path"),
+    [
+        ("{folder}", "${{main_path}}/clark"),
+        ("${{oc.env:DATA}}", "clark"),
+        ("~/", "clark"),
+        ("/nowhere", "~/clark"),
+        ("{folder}", "/clark"),
+        ("{folder}/", "/clark/"),
+    ],
+)
+def test_paths_may_be_written_in_all_ways_that_hsf_takes_and_in_the_home_folder(
+    main: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DATA", str(tmp_path))
+    make_subjects(tmp_path / "clark", 1)
+    main, path = (text.format(folder=tmp_path) for text in (main, path))
+    collection = read_text(tmp_path, f'main_path: "{main}"\ndatasets:\n  clark:\n    path: "{path}"')
+    assert [Path(case.images[0].where) for case in collection.cases] == [
+        tmp_path / f"clark/sub-00/t2w_{side}.nii.gz" for side in SIDES
+    ]
+
+
+def test_keys_that_are_not_used_may_refer_to_what_is_not_there(tmp_path: Path) -> None:
+    make_subjects(tmp_path / "clark", 1)
+    unused = "output_path: ${hydra:runtime.cwd}/models\nbatch_size: ${models.batch}\nnum_workers: ???\n"
+    collection = read_text(tmp_path, f"{unused}main_path: {tmp_path}\ndatasets:\n  clark:\n    path: clark")
+    assert len(collection.cases) == 2
+
+
+def test_what_macos_notes_beside_files_is_no_image(tmp_path: Path) -> None:
+    touch(tmp_path / "clark/s1", "a_t2.nii.gz", "._a_t2.nii.gz", "a_seg.nii.gz", "._a_seg.nii.gz")
+    patterns = {"t2": {"mri": "**/*_t2.nii.gz", "label": "*_seg.nii.gz"}}
+    collection = read(tmp_path, {"clark": {**CLARK, "patterns": patterns}})
+    assert [case.images[0].where for case in collection.cases] == [f"{tmp_path}/clark/s1/a_t2.nii.gz"]
+
+
+def test_two_folders_whose_names_become_one_are_named_with_what_to_do(tmp_path: Path) -> None:
+    for subject in ("s 1", "s+1"):
+        touch(tmp_path / "clark" / subject, "t2w_left.nii.gz", "t2w_left_seg.nii.gz")
+    found = problems(read(tmp_path, {"clark": {**CLARK, "patterns": LEFT}}).checked())
+    assert list(found.values()) == [
+        ("the name clark_s-1_left_t2w_left stands 2 times in the source: rename its folder, or the pattern",)
+    ]
 
 
 def test_a_file_that_is_not_there_or_is_no_text_is_named(tmp_path: Path) -> None:
