@@ -65,7 +65,7 @@ def import_dataset(kind: str, source: str, collection: Collection, options: Impo
         UserError: cases cannot be imported (they are named), the id is taken, a split of another kind is there.
     """
     collection = collection.checked()
-    check_free(options.dataset_id, options.dataset)
+    check_free(options.dataset)
     staging = Staging(options.dataset)
     staging.check_source(kind, source)
     for remark in collection.remarks:

@@ -29,17 +29,23 @@ _PARTS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
 """What else a user keeps in the dataset is none of the import's business."""
 
 
-def check_free(dataset_id: int, name: str) -> None:
-    """Refuse an id that another dataset has, in any of nnU-Net's folders: its commands could not tell them apart.
+def check_free(dataset: str) -> None:
+    """Refuse a name whose id another dataset has, in any of nnU-Net's folders: its commands could not tell them apart.
 
     Raises:
         UserError: names the other dataset.
     """
+    identifier = _id_of(dataset)
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         folder = Path(os.environ[variable]) if os.environ.get(variable) else None
-        for other in sorted(folder.glob(f"Dataset{dataset_id:03d}_*")) if folder else ():
-            if other.name != name and other.is_dir():
-                raise UserError(f"the id {dataset_id} is taken by {other}: choose another (-d)")
+        for other in sorted(folder.glob(f"Dataset{identifier:03d}_*")) if folder else ():
+            if other.name != dataset and other.is_dir():
+                raise UserError(f"the id {identifier} is taken by {other}: choose another (-d)")
+
+
+def _id_of(dataset: str) -> int:
+    """123 for `Dataset123_NAME`."""
+    return int(dataset.partition("_")[0].removeprefix("Dataset"))
 
 
 def _check_nothing_of_another(dataset: str) -> None:
@@ -85,14 +91,18 @@ class Staging:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Alone with the folder. Raises UserError while another process is at it."""
+        """Alone with the dataset's id. Raises UserError while another process is at it, or has taken it."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder.with_name(f"{self.folder.name}.lock"))
+        identifier = _id_of(self.final.name)
+        lock = FileLock(self.folder.with_name(f".Dataset{identifier:03d}.importing.lock"))
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise UserError(f"{self.final.name} is being imported by another process") from None
+            raise UserError(
+                f"another process is importing a dataset with the id {identifier}: wait for it, or choose another (-d)"
+            ) from None
         try:
+            check_free(self.final.name)
             if self.final.exists():  # else a process was killed between the two renames of `publish`
                 shutil.rmtree(self._previous, ignore_errors=True)
             yield

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -534,7 +533,7 @@ def test_a_dataset_that_another_process_has_finished_meanwhile_is_left_alone(
 def test_an_import_beside_another_of_the_same_dataset_is_refused(raw: Path, table: Table) -> None:
     with Staging(NAME).locked():
         before = on_disk(raw.parent)
-        with pytest.raises(UserError, match=f"{NAME} is being imported by another process"):
+        with pytest.raises(UserError, match="another process is importing a dataset with the id 123: wait"):
             import_table(table)
         assert on_disk(raw.parent) == before
     import_table(table)
@@ -577,13 +576,51 @@ def test_a_dry_run_lists_every_case_and_its_problem_and_writes_nothing(
     else:
         import_table(table, dry_run=True)
     lines = capsys.readouterr().out.splitlines()
-    rows = {name: [line for line in lines if re.search(rf"\s{name}\s", line)] for name in "abc"}
-    assert {name: len(found) for name, found in rows.items()} == {"a": 1, "b": 1, "c": 1}
+    rows = {name: [line for line in lines if line.startswith(f"{name} ")] for name in "abc"}
+    assert {name: len(found) for name, found in rows.items()} == {"a": 1, "b": 1 + bad, "c": 1}
     assert "6 x 7 x 8" in rows["a"][0]
     assert "2.5 x 0.75 x 1" in rows["a"][0]
-    assert "0, 1, 2" in rows["a"][0]
-    assert ("there is no file" in rows["b"][0]) == bad
+    assert "1 label_1, 2 label_2" in rows["a"][0]
+    assert (f"b (table.csv, line 3): there is no file {table.label('b')} (label)" in lines) == bad
+    assert ("5 of 5 cases are to be imported; nothing was written" in lines) == (not bad)
     assert not raw.parent.exists()
+
+
+def test_a_dry_run_refuses_what_the_import_would(raw: Path, splits: Path, table: Table, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no label holds anything but background"):
+        import_table(Table(tmp_path / "empty").add("a", values=(0,)), dry_run=True)
+    splits.parent.mkdir()
+    splits.write_text("[]")
+    with pytest.raises(UserError, match="holds another split"):
+        import_table(table.add("v", part="val"), dry_run=True)
+
+
+def test_classes_without_a_training_case_are_remarked_on_before_the_import(
+    raw: Path, table: Table, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import_table(table, {1: "liver", 2: "cyst", 7: "vessel"})
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("1 of 3 classes are in no training case: vessel; ")
+    assert description(raw)["labels"] == {"background": 0, "liver": 1, "cyst": 2, "vessel": 3}
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_what_a_change_makes_out_of_date_is_remarked_on(
+    dry_run: bool, raw: Path, splits: Path, table: Table, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import_table(table.add("t", part="test"))
+    splits.parent.mkdir(exist_ok=True)
+    (splits.parent / "dataset_fingerprint.json").write_text("{}")
+    shutil.copy(raw / "dataset.json", splits.parent)
+    capsys.readouterr()
+    import_table(table, dry_run=dry_run, transfer=Transfer.SYMLINK)  # the same voxels, in another way
+    table.add("t", part="test", seed=1)
+    import_table(table, dry_run=dry_run)
+    assert "plan and preprocess again" not in capsys.readouterr().out
+    table.add("b", seed=1).add("new").remove("c")
+    import_table(table, dry_run=dry_run)
+    (remark,) = [line for line in capsys.readouterr().out.splitlines() if "plan and preprocess again" in line]
+    assert "before a change of 3 training cases (b, c, new): " in remark
 
 
 # ---- the manifest ----

@@ -58,25 +58,25 @@ def test_an_id_that_another_dataset_has_in_any_folder_is_refused(variable: str, 
     other = raw.parent / variable / "Dataset123_Livers"
     other.mkdir()
     with pytest.raises(UserError, match=rf"the id 123 is taken by {other}: choose another \(-d\)"):
-        check_free(123, NAME)
+        check_free(NAME)
 
 
 @pytest.mark.parametrize("name", [NAME, "Dataset124_Livers", "Dataset012_Livers", ".Dataset123_Livers.importing"])
 def test_other_folders_do_not_take_an_id(name: str, raw: Path) -> None:
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         (raw.parent / variable / name).mkdir()
-    check_free(123, NAME)
+    check_free(NAME)
 
 
 def test_a_file_takes_no_id(raw: Path) -> None:
     (raw / "Dataset123_Livers.zip").touch()
-    check_free(123, NAME)
+    check_free(NAME)
 
 
 def test_folders_that_are_not_set_or_not_there_take_no_id(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("nnUNet_results")
     shutil.rmtree(raw.parent / "nnUNet_preprocessed")
-    check_free(123, NAME)
+    check_free(NAME)
 
 
 def test_a_folder_that_was_not_imported_is_left_alone(raw: Path) -> None:
@@ -247,10 +247,20 @@ def test_what_else_a_user_keeps_in_the_dataset_stays(raw: Path) -> None:
 
 def test_a_second_process_is_refused_while_the_first_is_at_it(raw: Path) -> None:
     with Staging(NAME).locked():
-        with pytest.raises(UserError, match=f"{NAME} is being imported by another process"), Staging(NAME).locked():
-            pass
+        for same_id in (NAME, "Dataset123_Other"):
+            with pytest.raises(UserError, match="another process is importing a dataset with the id 123: wait"):
+                Staging(same_id).locked().__enter__()
         with Staging("Dataset124_Other").locked():
             pass
+    with Staging(NAME).locked():
+        pass
+
+
+def test_an_id_that_was_taken_while_the_source_was_read_is_refused(raw: Path) -> None:
+    late = Staging("Dataset123_Other")
+    publish(Staging(NAME), {"a": "1"})
+    with pytest.raises(UserError, match=f"the id 123 is taken by {raw / NAME}: choose another"):
+        late.locked().__enter__()
     with Staging(NAME).locked():
         pass
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -176,7 +177,8 @@ def test_a_dry_run_lists_every_case_and_writes_nothing(
     images = [path.name for part in ("imagesTr", "imagesTs") for path in (raw / part).glob("*_0000.*")]
     assert len(images) >= 4
     for name in images:
-        assert f" {name.partition('_0000')[0]} " in output
+        case = name.rpartition("_0000.")[0]
+        assert re.search(rf"^[ \d]*{re.escape(case)} ", output, flags=re.MULTILINE), case
     assert output.count("train") >= 3
 
 
@@ -352,12 +354,13 @@ def test_a_second_import_beside_the_first_is_refused_and_the_first_ends_well(
     env = nnunet_environment(tmp_path)
     first = start(COMMAND, *undisturbed_import.arguments(), env=env, log=tmp_path / "log")
     try:
-        lock = tmp_path / "nnUNet_raw" / f".{NAME}.importing.lock"
+        lock = tmp_path / "nnUNet_raw" / f".{NAME.partition('_')[0]}.importing.lock"
         wait_for(lock.exists, first)
         second = run_command(COMMAND, *undisturbed_import.arguments(), env=env, check=False)
         assert first.wait(timeout=120) == 0
     finally:
         end_all(first)
     assert second.returncode == 1
-    assert second.stderr == f"{COMMAND}: error: {NAME} is being imported by another process\n"
+    said = f"another process is importing a dataset with the id {int(NAME[7:10])}: wait for it, or choose another (-d)"
+    assert second.stderr == f"{COMMAND}: error: {said}\n"
     assert all_files(tmp_path) == undisturbed_import.files
