@@ -14,9 +14,10 @@ from nnunetv2_ext.datasets import checking, writing
 from nnunetv2_ext.datasets.checking import CheckJob, Finding, check_case
 from nnunetv2_ext.datasets.collection import TEST, Case, Collection
 from nnunetv2_ext.datasets.labelling import Labelling, number_classes, source_values
+from nnunetv2_ext.datasets.overview import print_overview
+from nnunetv2_ext.datasets.remarks import remark_on_outdated, remark_on_unused_classes
 from nnunetv2_ext.datasets.split_files import SPLITS_FILE, check_split, remark_on_split, write_split
 from nnunetv2_ext.datasets.staging import MANIFEST, Staging, check_free, files_of
-from nnunetv2_ext.datasets.table import print_table
 from nnunetv2_ext.datasets.volumes.array_files import TIFF_ENDINGS
 from nnunetv2_ext.datasets.workers import IMPORTED_ONCE
 from nnunetv2_ext.datasets.writing import Transfer, WriteJob, Written, look_at, write_case
@@ -73,9 +74,8 @@ def import_dataset(kind: str, source: str, collection: Collection, options: Impo
     if not collection.training_cases:
         raise UserError(f"{source} has no training cases")
     if options.dry_run:
-        findings = _check(collection.cases, options)
-        print_table(collection, findings)
-        _refuse(collection, findings, "the table says why")
+        _import(kind, source, collection, options, staging)
+        check_split(options.dataset, collection.splits, (staging.before or {}).get("splits"))
         return
     with staging.locked():
         staging = Staging(options.dataset)  # another process may have finished meanwhile
@@ -85,8 +85,11 @@ def import_dataset(kind: str, source: str, collection: Collection, options: Impo
 
 
 def _import(kind: str, source: str, collection: Collection, options: ImportOptions, staging: Staging) -> None:
+    """Of a dry run all but the writing."""
     findings = _check(collection.cases, options)
-    _refuse(collection, findings, "--dry_run lists all")
+    if options.dry_run:
+        print_overview(collection, findings)
+    _refuse(collection, findings, "all are listed above" if options.dry_run else "--dry_run lists all")
     found = [(case, findings[case.name].values) for case in collection.cases]
     labelling = number_classes(collection.class_names, found)
     ending = common_ending(collection.cases)
@@ -99,15 +102,25 @@ def _import(kind: str, source: str, collection: Collection, options: ImportOptio
     described = {name: _described(job) for name, job in jobs.items()}
     entries = {name: staging.record(name) for name in jobs}
     waiting = [job for name, job in jobs.items() if not _is_done(entries[name], described[name], job.case)]
+    description = _dataset_json(collection, labelling, source_values(found), ending, options.name)
     manifest = {
         "kind": kind,
         "source": source,
         "version": __version__,
-        "dataset": _dataset_json(collection, labelling, source_values(found), ending, options.name),
+        "dataset": description,
         "splits": collection.splits,
         "cases": entries,
         "finished": True,
     }
+    changed = _changed(staging.before, jobs, described)
+    for remark in [
+        *remark_on_unused_classes(kind, labelling.numbers, found),
+        *remark_on_outdated(options.dataset, description, (staging.before or {}).get("dataset"), changed),
+    ]:
+        print(remark)
+    if options.dry_run:
+        print(f"{len(waiting)} of {len(jobs)} cases are to be imported; nothing was written")
+        return
     if not waiting and staging.before == manifest:
         write_split(options.dataset, collection.splits)
         print(f"{staging.final} holds all {len(jobs)} cases as they are in the source: nothing to do")
@@ -115,7 +128,7 @@ def _import(kind: str, source: str, collection: Collection, options: ImportOptio
     staging.begin(kind, source)
     _write(waiting, described, entries, staging, options.num_processes)
     write_split(options.dataset, collection.splits)  # first: should it be killed here, the same command goes on
-    staging.publish({"dataset.json": manifest["dataset"], MANIFEST: manifest, SPLITS_FILE: collection.splits})
+    staging.publish({"dataset.json": description, MANIFEST: manifest, SPLITS_FILE: collection.splits})
     _say_what_is_next(staging.final, collection, waiting, options)
 
 
@@ -162,8 +175,28 @@ def _described(job: WriteJob) -> dict[str, Any]:
 
 def _is_done(entry: Mapping[str, Any] | None, described: Mapping[str, Any], case: Case) -> bool:
     """Whether a case was imported just like this, and its sources have not changed since."""
-    if entry is None or entry.get("job") != described:
-        return False
+    return entry is not None and entry.get("job") == described and _has_same_sources(entry, case)
+
+
+def _changed(
+    before: Mapping[str, Any] | None, jobs: Mapping[str, WriteJob], described: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """The training cases that are new, gone, or have other voxels than in the finished dataset, as far as is known."""
+    if before is None:
+        return []
+    old = {name: entry for name, entry in before["cases"].items() if entry.get("job", {}).get("part") != TEST}
+    new = {name: job.case for name, job in jobs.items() if job.case.part != TEST}
+    same = {
+        name
+        for name in old.keys() & new.keys()
+        if all(old[name].get("job", {}).get(key) == described[name][key] for key in ("numbers", "volumes"))
+        and _has_same_sources(old[name], new[name])
+    }
+    return sorted((old.keys() | new.keys()) - same)
+
+
+def _has_same_sources(entry: Mapping[str, Any], case: Case) -> bool:
+    """Whether the files have the sizes and times that were noted when they were imported."""
     volumes = [*case.images, *([case.label] if case.label else [])]
     return [file["sources"] for file in files_of(entry)] == [
         [look_at(path) for path in volume.files] for volume in volumes
