@@ -1,7 +1,7 @@
 """Whether image files hold what they should, where readers do not look.
 
-SimpleITK reads a truncated or damaged NIfTI file without a word, with zeros or noise for what is missing, and reads NaN
-and infinity in one as 0.
+SimpleITK reads a truncated or damaged NIfTI, Analyze or GIPL file without a word, with zeros or noise for what is
+missing, as it does a damaged MetaImage that is compressed; and it reads NaN and infinity in NIfTI as 0.
 """
 
 from __future__ import annotations
@@ -21,63 +21,73 @@ import numpy.typing as npt
 
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.files import CHUNK_BYTES
+from nnunetv2_ext.preprocessing.voxel_data import VoxelData, find_voxels, nifti_header, nifti_offset, open_whole
 
-_NIFTI = (".nii", ".nii.gz")
-_HEADER_BYTES = 540
-"""Of NIfTI-2, the longer one."""
+_ZLIB_OR_GZIP = 47
+"""For zlib's decompressor, which tells the two apart then."""
 
 
 def check_files(files: Sequence[Path]) -> None:
-    """Read NIfTI files and everything that is compressed with gzip, checksums included.
+    """Read the files of the formats above, and everything that is compressed with gzip, checksums included.
 
     Other formats are left to nnU-Net's readers.
 
     Raises:
         UserError: a file is damaged, or holds NaN or infinity.
     """
+    looked_through = set()
     for path in files:
         if path.stat().st_size == 0:
             raise UserError(f"{path.name} is empty")
-        compressed = path.suffix == ".gz"
-        if not compressed and not path.name.endswith(_NIFTI):
-            continue
         try:
-            with gzip.open(path) if compressed else path.open("rb") as file:
-                strange = _not_finite(file, path.name) if path.name.endswith(_NIFTI) else 0
-                while file.read(CHUNK_BYTES):  # the checksum comes last
-                    pass
+            data = find_voxels(path)
+            if data is None or data.file != path:  # another format; a header, whose voxels lie elsewhere
+                _read_if_compressed(path)
+            if data is None or data.file in looked_through:
+                continue
+            if not data.file.is_file():
+                raise UserError(f"there is no file {data.file}, which {path.name} names")
+            looked_through.add(data.file)
+            strange = _look_through(data)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise UserError(f"{path.name} is damaged: {error}") from error
         if strange:  # not what is the matter with a damaged file
-            raise UserError(f"{strange} voxels of {path.name} are NaN or infinite")
+            raise UserError(f"{strange} voxels of {data.file.name} are NaN or infinite")
 
 
-def check_length(path: Path) -> None:
-    """Whether a NIfTI file is as long as its header says, of a compressed one by its trailer: a few bytes are read.
+def check_length(path: Path) -> bool:
+    """Whether a file is as long as its header says, of a compressed one by its trailer: a few bytes are read.
+
+    Returns:
+        False where that does not tell whether it is whole, and it has to be read.
 
     Raises:
         UserError: it is damaged.
     """
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            header = _header(file)
-        length = _length(path)
+        data = find_voxels(path)
+        length = _length(data.file) if data else 0
     except (OSError, EOFError, zlib.error):
-        header, length = None, -1
-    if header is not None:
-        expected = _offset(header) + prod(header.get_data_shape()) * header.get_data_dtype().itemsize
-        if length == expected % 2**32:
-            return
+        data, length = None, -1
+    if data is not None and data.num_bytes is not None:
+        expected = data.offset + (data.num_bytes if data.stored is None else data.stored)
+        if length == expected % 2**32 if _is_gzip(data.file) else length >= expected:
+            return True
     check_files([path])  # compressed in several pieces, something behind the voxels, or damaged
+    return data is not None and data.num_bytes is not None
 
 
 def _length(path: Path) -> int:
-    """Bytes of a file, uncompressed; modulo 2 ** 32, as gzip's trailer has it (RFC 1952)."""
-    if path.suffix != ".gz":
-        return path.stat().st_size % 2**32
+    """Bytes of a file; uncompressed, modulo 2 ** 32, as gzip's trailer has it (RFC 1952)."""
+    if not _is_gzip(path):
+        return path.stat().st_size
     with path.open("rb") as file:
         file.seek(-4, os.SEEK_END)
         return int.from_bytes(file.read(), "little")
+
+
+def _is_gzip(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
 
 
 def check_as_read(files: Sequence[Path], arrays: Sequence[npt.NDArray[Any]]) -> None:
@@ -102,14 +112,14 @@ def _proves(array: npt.NDArray[Any], path: Path) -> bool:
         return False
     try:
         with gzip.open(path) as file:
-            header = _header(file)
-            if header is None or array.size != prod(header.get_data_shape()):
+            header = nifti_header(file)
+            if not hasattr(header, "single_vox_offset") or array.size != prod(header.get_data_shape()):
                 return False
             dtype = header.get_data_dtype()
             if dtype.kind not in "iuf":
                 return False
             file.seek(0)
-            before = file.read(_offset(header))
+            before = file.read(nifti_offset(header))
         with path.open("rb") as raw:
             raw.seek(-8, os.SEEK_END)
             checksum, _ = struct.unpack("<II", raw.read())
@@ -121,34 +131,59 @@ def _proves(array: npt.NDArray[Any], path: Path) -> bool:
     return whole and bool(np.isfinite(voxels).all())
 
 
-def _header(file: BufferedIOBase) -> Any:
-    """The NIfTI header that a file begins with; None where there is none."""
-    import nibabel as nib
-
-    start = file.read(_HEADER_BYTES)
-    known = [c for c in (nib.Nifti1Header, nib.Nifti2Header) if c.may_contain_header(start)]
-    return known[0](start[: known[0].sizeof_hdr], check=False) if known else None
+def _read_if_compressed(path: Path) -> None:
+    if _is_gzip(path):
+        with gzip.open(path) as file:
+            _read_to_end(file)
 
 
-def _offset(header: Any) -> int:
-    """Where the voxels begin; some files say 0."""
-    return max(int(header["vox_offset"]), header.single_vox_offset)
+def _read_to_end(file: BufferedIOBase) -> None:
+    """The checksum of gzip comes last."""
+    while file.read(CHUNK_BYTES):
+        pass
 
 
-def _not_finite(file: BufferedIOBase, name: str) -> int:
-    """How many voxels of a NIfTI file are NaN or infinite. Raises UserError where there are too few."""
-    header = _header(file)
-    if header is None:
-        return 0  # not the NIfTI file it seems to be: nnU-Net's reader says so
-    dtype, left = header.get_data_dtype(), prod(header.get_data_shape()) * header.get_data_dtype().itemsize
-    file.seek(_offset(header))
-    strange = 0
+def _look_through(data: VoxelData) -> int:
+    """How many voxels are NaN or infinite. Raises UserError where some are missing, and gzip's and zlib's errors."""
+    path = data.file
+    if data.stored is not None:
+        _decompress(data)
+        return 0
+    real = data.dtype is not None and data.dtype.kind == "f"
+    if not _is_gzip(path) and not real:
+        if data.num_bytes is not None and path.stat().st_size < data.offset + data.num_bytes:
+            raise UserError(f"{path.name} is damaged: its end is missing")
+        return 0
+    with open_whole(path) as file:
+        file.seek(data.offset)
+        strange = 0 if data.num_bytes is None else _not_finite(file, data)
+        if _is_gzip(path):
+            _read_to_end(file)
+    return strange
+
+
+def _not_finite(file: BufferedIOBase, data: VoxelData) -> int:
+    left, strange = data.num_bytes or 0, 0
     while left:
         voxels = file.read(min(left, CHUNK_BYTES))
         if not voxels:
-            raise UserError(f"{name} is damaged: its end is missing")
+            raise UserError(f"{data.file.name} is damaged: its end is missing")
         left -= len(voxels)
-        if dtype.kind == "f":
-            finite = np.isfinite(np.frombuffer(voxels, dtype, count=len(voxels) // dtype.itemsize))
+        if data.dtype is not None and data.dtype.kind == "f":
+            whole = len(voxels) // data.dtype.itemsize
+            finite = np.isfinite(np.frombuffer(voxels, data.dtype, count=whole))
             strange += 0 if finite.all() else int(np.count_nonzero(~finite))
     return strange
+
+
+def _decompress(data: VoxelData) -> None:
+    """MetaImage's own compression: raises zlib.error or UserError where it is not whole."""
+    decompressor, num_bytes = zlib.decompressobj(_ZLIB_OR_GZIP), 0
+    with data.file.open("rb") as file:
+        file.seek(data.offset)
+        while not decompressor.eof and (piece := file.read(CHUNK_BYTES)):
+            while piece:
+                num_bytes += len(decompressor.decompress(piece, CHUNK_BYTES))
+                piece = decompressor.unconsumed_tail
+    if not decompressor.eof or (data.num_bytes is not None and num_bytes < data.num_bytes):
+        raise UserError(f"{data.file.name} is damaged: its end is missing")

@@ -117,3 +117,22 @@ def test_an_empty_file_is_said_to_be_empty(tmp_path: Path) -> None:
     (tmp_path / "scan.nrrd").touch()
     with pytest.raises(UserError, match=r"^scan\.nrrd is empty$"):
         check_files([tmp_path / "scan.nrrd"])
+
+
+@pytest.mark.parametrize("ending", [".gipl", ".mha"])
+def test_damage_that_simpleitk_reads_without_a_word_is_an_error(ending: str, tmp_path: Path) -> None:
+    """GIPL that is cut off, and compressed MetaImage with a bit turned."""
+    path = tmp_path / f"scan{ending}"
+    voxels = np.random.default_rng(4).integers(1, 200, (7, 6, 5)).astype(np.int16)
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(path), True)
+    check(path)
+    content = bytearray(path.read_bytes())
+    if ending == ".gipl":
+        del content[-20:]
+    else:
+        content[-100] ^= 1
+    path.write_bytes(content)
+    assert not np.array_equal(as_read(path), voxels)
+    for look in (check, lambda path: check_files([path])):
+        with pytest.raises(UserError, match=rf"^scan\{ending} is damaged: "):
+            look(path)
