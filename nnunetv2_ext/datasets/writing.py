@@ -24,7 +24,6 @@ from nnunetv2_ext.datasets.volumes.volume import Geometry, Volume
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.files import CHUNK_BYTES, sha256
 from nnunetv2_ext.preprocessing.cases import MACHINE_FAULTS
-from nnunetv2_ext.preprocessing.integrity import check_as_read
 
 
 class Transfer(str, Enum):
@@ -103,8 +102,6 @@ def _write_image(job: WriteJob, volume: Volume, own: Geometry, geometry: Geometr
     if volume.ending == job.ending and own.spacing in (None, geometry.spacing):
         return _as_it_is(job, volume, target)
     image = volume.image()
-    if len(volume.files) == 1:
-        check_as_read(volume.files, [sitk.GetArrayViewFromImage(image)])
     if own.spacing != geometry.spacing:  # unknown, or other in its last digits, for which nnU-Net would refuse it
         geometry.put_on(image)
     return _converted(job, volume, image, target)

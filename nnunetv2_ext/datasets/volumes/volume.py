@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,12 +85,19 @@ class Volume(ABC):
     def geometry(self) -> Geometry:
         """Read no more than the header. Raises UserError where that cannot be read."""
 
-    def check_whole(self) -> None:  # noqa: B027
+    def check_length(self) -> None:  # noqa: B027
         """Raises UserError where a file that can be opened is cut off, as far as that is told without its voxels."""
+
+    def check_whole(self) -> None:  # noqa: B027
+        """The same for a file that is not read afterwards: where only its voxels tell, they are read."""
+
+    def remark(self) -> str | None:
+        """What the user should know of the header, though it can be read; None if all is well."""
+        return None
 
     @abstractmethod
     def image(self) -> sitk.Image:
-        """All voxels, with the geometry. Raises UserError where they cannot be read."""
+        """All voxels, with the geometry. Raises UserError where they cannot be read, or are damaged."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,17 @@ class File(Volume):
     def _unreadable(self, error: Exception) -> UserError:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         return UserError(f"{self.path} cannot be read: {reason[-1].strip()}")
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Keep ITK's warnings off the terminal; what matters in them is checked and said by us."""
+    before = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(before)
 
 
 def from_array(array: np.ndarray, geometry: Geometry) -> sitk.Image:

@@ -1,0 +1,135 @@
+"""What a NIfTI header says that SimpleITK passes over, and NIfTI-2, which it does not read."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunetv2_ext.errors import UserError
+from nnunetv2_ext.preprocessing.voxel_data import nifti_offset, read_nifti_header
+
+_BYTES_OF_NIFTI_2 = 540
+"""Of the header."""
+_LONGEST = 32767
+"""Voxels along an axis in NIfTI-1."""
+_SCALE_TOLERANCE = 1e-3
+"""Relative; beyond it ITK takes an sform for one of another scale than the voxels."""
+_SKEW_TOLERANCE = 1e-3
+"""Of cosines; NIfTI's 32 bits make far smaller ones."""
+
+
+def is_nifti_2(header: Any) -> bool:
+    return header is not None and int(header["sizeof_hdr"]) == _BYTES_OF_NIFTI_2
+
+
+def read_by_nibabel_io_alike(header: Any) -> bool:
+    """Whether stock nnU-Net's reader of `.nii`, nibabel, has the axes and the spacing that SimpleITK has.
+
+    It refuses further axes, of length 1 too, and takes micrometres and metres for millimetres.
+    """
+    return not _is_nifti(header) or (int(header["dim"][0]) == 3 and header.get_xyzt_units()[0] in ("unknown", "mm"))
+
+
+def check_header(header: Any, path: Path) -> None:
+    """Raises UserError for what readers take each their way (no spacing, voxels in the header), and sheared axes."""
+    spacing = np.asarray(header["pixdim"][1:4], float)
+    axes = spacing[: max(1, min(3, int(header["dim"][0])))]
+    if not np.isfinite(axes).all() or (axes == 0).any():
+        raise UserError(f"{path} says a spacing of {_listed(axes)} (z, y, x; pixdim in its header): correct it there")
+    if (
+        _is_nifti(header)
+        and bytes(header["magic"]).startswith(b"n+")
+        and header["vox_offset"] < header.single_vox_offset
+    ):
+        raise UserError(  # nibabel and SimpleITK read other voxels then
+            f"{path} says that its voxels begin at byte {int(header['vox_offset'])} (vox_offset in its header), where "
+            f"they begin at {header.single_vox_offset} or later: correct it there"
+        )
+    sform = _sform(header)
+    if sform is None:
+        return
+    if not np.isfinite(sform).all():
+        raise UserError(f"{path} has NaN or infinity in its affine (sform in its header): correct it there")
+    lengths = np.linalg.norm(sform, axis=0)
+    if int(header["qform_code"]) == 0 and (lengths > 0).all():
+        cosines = sform / lengths
+        if not np.allclose(cosines.T @ cosines, np.eye(3), rtol=0, atol=_SKEW_TOLERANCE):
+            raise UserError(
+                f"the axes of {path} are not at right angles (sform in its header), and nnU-Net's reader refuses that: "
+                "resample it first"
+            )
+
+
+def remark_on_header(header: Any, path: Path) -> str | None:
+    """What a user should know of a header that says two spacings, of which nnU-Net's readers take pixdim."""
+    sform = _sform(header)
+    if sform is None:
+        return None
+    spacing, lengths = np.abs(np.asarray(header["pixdim"][1:4], float)), np.linalg.norm(sform, axis=0)
+    if np.allclose(spacing, lengths, rtol=_SCALE_TOLERANCE, atol=0):
+        return None
+    return f"{path} says a spacing of {_listed(spacing)} (pixdim) and of {_listed(lengths)} (sform; z, y, x)"
+
+
+def _sform(header: Any) -> np.ndarray | None:
+    """Its 3 x 3 part; None where it does not count."""
+    if not _is_nifti(header) or int(header["sform_code"]) <= 0:
+        return None
+    return np.array([header[f"srow_{axis}"][:3] for axis in "xyz"], float)
+
+
+def _is_nifti(header: Any) -> bool:
+    return hasattr(header, "get_sform")  # Analyze's has none
+
+
+def _listed(steps: np.ndarray) -> str:
+    return " x ".join(f"{step:g}" for step in reversed(steps))
+
+
+@contextmanager
+def twin(header: Any, path: Path) -> Iterator[Path]:
+    """A file of NIfTI-1 with the header of one of NIfTI-2 and no voxels: so its geometry is what ITK makes of NIfTI.
+
+    Raises:
+        UserError: NIfTI-1 has no room for it.
+    """
+    import nibabel as nib
+
+    if (np.asarray(header["dim"]) > _LONGEST).any():
+        raise UserError(
+            f"{path} has {max(header['dim'])} voxels along an axis, where NIfTI as nnU-Net reads it has at most "
+            f"{_LONGEST}: cut it into pieces"
+        )
+    first = nib.Nifti1Header()
+    for name in set(first.keys()) & set(header.keys()) - {"sizeof_hdr", "magic", "vox_offset"}:
+        first[name] = header[name]
+    first["vox_offset"] = first.single_vox_offset
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "twin.nii"
+        target.write_bytes(first.binaryblock + bytes(4))  # that no extension follows
+        yield target
+
+
+def read_voxels(header: Any, path: Path) -> np.ndarray:
+    """(z, y, x) of a file with this header, with its slope and intercept.
+
+    Raises:
+        Exception: of nibabel's and its libraries, where they cannot be read.
+    """
+    from nibabel.arrayproxy import ArrayProxy
+
+    shape, scale = header.get_data_shape()[:3], [s for s in header.get_slope_inter() if s is not None]
+    return np.asanyarray(ArrayProxy(path, (shape, header.get_data_dtype(), nifti_offset(header), *scale))).T
+
+
+def header_of(path: Path) -> Any:
+    """A NIfTI or Analyze header; None where there is none, or the file cannot be read."""
+    try:
+        return read_nifti_header(path)
+    except Exception:  # damaged bytes: the reader says so
+        return None
