@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
-from nnunetv2_ext.datasets.volumes.volume import File, Geometry
+from nnunetv2_ext.datasets.volumes.volume import File, Geometry, without_warnings
 from nnunetv2_ext.errors import UserError
 
 _POSITION = "0020|0032"
@@ -19,22 +20,52 @@ _SAME_PLACE = 1e-3
 """mm between slices that are none."""
 
 
+_LISTED = 4
+"""Series or folders that a message names."""
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """What the headers of all slices say."""
+
+    geometry: Geometry
+    has_one_type: bool
+
+
 @dataclass(frozen=True)
 class DicomFolder(File):
-    """`path` is the folder; other files in it do not matter, but there is one series of images only."""
+    """`path` is the folder; other files in it do not matter, but there is one series of images only.
+
+    The folder is looked through once for each instance: a scan has hundreds of files.
+    """
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return tuple(map(Path, self._slices()))
+        return tuple(map(Path, self._slices))
 
     def geometry(self) -> Geometry:
-        names = self._slices()
+        return self._scan.geometry
+
+    def image(self) -> sitk.Image:
+        geometry = self._scan.geometry
+        reader = sitk.ImageSeriesReader()
+        reader.SetFileNames(self._slices)
+        if not self._scan.has_one_type:
+            reader.SetOutputPixelType(sitk.sitkFloat64)  # else all are rounded to the type of the first
+        try:
+            with without_warnings():
+                image = reader.Execute()
+        except RuntimeError as error:
+            raise self._unreadable(error) from error
+        return sitk.Image(image) if geometry.difference(_geometry_of(image)) is None else _put(geometry, image)
+
+    @cached_property
+    def _scan(self) -> _Scan:
+        names = self._slices
         headers = [self._header(name) for name in names]
         first = headers[0]
         direction = first.GetDirection()
         size = first.GetSize()
-        if len(size) == 3 and size[2] > 1:
-            raise UserError(f"{names[0]} is a multi-frame DICOM file: convert it to NIfTI first")
         if any(header.GetNumberOfComponents() != 1 for header in headers):
             raise UserError(f"{self.path} holds colour images, where one value per voxel is needed")
         for name, header in zip(names, headers, strict=True):
@@ -56,30 +87,28 @@ class DicomFolder(File):
                 f"{self.path}: the distance of its slices varies from {low:.4g} to {high:.4g} mm: is one missing?"
             )
         self._check_none_is_left_out(names)
-        return Geometry((size[0], size[1], len(names)), (*first.GetSpacing()[:2], depth), first.GetOrigin(), direction)
+        spacing = (*first.GetSpacing()[:2], depth)
+        geometry = Geometry((size[0], size[1], len(names)), spacing, first.GetOrigin(), direction)
+        return _Scan(geometry, len({header.GetPixelID() for header in headers}) == 1)
 
-    def image(self) -> sitk.Image:
-        geometry, names = self.geometry(), self._slices()
-        reader = sitk.ImageSeriesReader()
-        reader.SetFileNames(names)
-        if len({self._header(name).GetPixelID() for name in names}) > 1:
-            reader.SetOutputPixelType(sitk.sitkFloat64)  # else all are rounded to the type of the first
-        try:
-            image = reader.Execute()
-        except RuntimeError as error:
-            raise self._unreadable(error) from error
-        return sitk.Image(image) if geometry.difference(_geometry_of(image)) is None else _put(geometry, image)
-
+    @cached_property
     def _slices(self) -> tuple[str, ...]:
         """Their files along the normal of the slices."""
         if not self.path.is_dir():
             raise UserError(f"there is no folder {self.path}")
-        series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(self.path))
+        with without_warnings():
+            series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(self.path))
         if not series:
-            raise UserError(f"{self.path} holds no DICOM images")
+            folders = sorted(path.name for path in self.path.iterdir() if path.is_dir())
+            below = f"; those of the folders in it ({_listed(folders)}) are not looked at: name one" if folders else ""
+            raise UserError(f"{self.path} holds no DICOM images{below}")
         if len(series) > 1:
-            raise UserError(f"{self.path} holds {len(series)} DICOM series, where one is needed: {', '.join(series)}")
-        return tuple(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(self.path), series[0]))
+            raise UserError(
+                f"{self.path} holds {len(series)} DICOM series, where one is needed: {_listed(series)}; put each into "
+                "a folder of its own"
+            )
+        with without_warnings():
+            return tuple(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(self.path), series[0]))
 
     def _check_none_is_left_out(self, names: Sequence[str]) -> None:
         """Raises UserError for a file that begins like a slice but cannot be read, which GDCM passes over."""
@@ -92,12 +121,21 @@ class DicomFolder(File):
         reader = sitk.ImageFileReader()
         reader.SetFileName(name)
         try:
-            reader.ReadImageInformation()
+            with without_warnings():
+                reader.ReadImageInformation()
         except RuntimeError as error:
             raise self._unreadable(error) from error
+        size = reader.GetSize()
+        if len(size) == 3 and size[2] > 1:  # before its place, which it may say for each frame
+            raise UserError(f"{name} is a multi-frame DICOM file: convert it to NIfTI first")
         if not reader.HasMetaDataKey(_POSITION):
             raise UserError(f"{name} does not say where its slice lies (Image Position Patient): it is no 3D scan")
         return reader
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
 
 
 def _sop_class(path: Path) -> bytes | None:

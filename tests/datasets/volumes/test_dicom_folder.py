@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from nnunetv2_ext.datasets.volumes.dicom_folder import DicomFolder
 from nnunetv2_ext.errors import UserError
@@ -255,6 +257,38 @@ def test_colours_are_an_error(tmp_path: Path) -> None:
 def test_a_folder_without_dicom_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("left kidney")
     assert refusal(DicomFolder(tmp_path)) == f"{tmp_path} holds no DICOM images"
+
+
+def test_a_folder_of_folders_is_no_scan(capfd: pytest.CaptureFixture[str]) -> None:
+    message = refusal(DicomFolder(SAMPLES / "dicomdirtests"))  # with a DICOMDIR
+    assert (
+        "holds no DICOM images; those of the folders in it (77654033, 98892001, 98892003) are not looked at" in message
+    )
+    assert capfd.readouterr().err == ""
+
+
+def test_a_file_of_many_frames_that_have_their_places_each_is_said_to_be_one(tmp_path: Path) -> None:
+    slice_ = pydicom.dcmread(SAMPLES / "CT_small.dcm")
+    slice_.SOPClassUID = slice_.file_meta.MediaStorageSOPClassUID = pydicom.uid.EnhancedCTImageStorage
+    slice_.NumberOfFrames = 2
+    slice_.PixelData = 2 * slice_.PixelData
+    del slice_.ImagePositionPatient
+    slice_.save_as(tmp_path / "a.dcm")
+    assert "a.dcm is a multi-frame DICOM file: convert it to NIfTI first" in refusal(DicomFolder(tmp_path))
+
+
+def test_a_folder_is_looked_through_once_and_travels_to_other_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = series(tmp_path)
+    looked_at = []
+    look = sitk.ImageSeriesReader.GetGDCMSeriesIDs
+    monkeypatch.setattr(sitk.ImageSeriesReader, "GetGDCMSeriesIDs", lambda path: looked_at.append(path) or look(path))
+    geometry = folder.geometry()
+    folder.image()
+    assert (len(folder.files), looked_at) == (5, [str(tmp_path)])
+    copy = pickle.loads(pickle.dumps(folder))
+    assert (copy, repr(copy), copy.geometry()) == (DicomFolder(tmp_path), repr(DicomFolder(tmp_path)), geometry)
 
 
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
