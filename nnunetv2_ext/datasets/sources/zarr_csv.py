@@ -146,8 +146,8 @@ def _mask(folder: Path, identifier: str, found: Sequence[Path], problems: list[s
 
 def _triple(column: str, text: str, problems: list[str]) -> Triple:
     """Three whole numbers in whatever brackets, as `[1 2 3]` or `(np.int64(1), ...)`; one for three that are equal."""
-    plain = re.sub(r"[A-Za-z_][\w.]*(?=[(\[])|[()\[\]{}]", " ", text)
-    parts = re.split(r"[\s,;x]+", plain.strip(",; "))
+    plain = re.sub(r"[A-Za-z_][\w.]*(?=[(\[])|[()\[\]{}'\"]", " ", text)
+    parts = re.split(r"[\s,;x]+", plain.strip(",; \n"))
     values = [int(float(part)) for part in parts if re.fullmatch(r"-?\d+(\.0*)?", part)]
     if column == "crop_size" and len(values) == len(parts) == 1:
         values, parts = values * 3, parts * 3

@@ -291,6 +291,7 @@ def test_whole_numbers_become_names_and_find_their_masks(
         (" ( 1, 2, 3 ) ", "(2, 3, 4,)"),
         ("(np.int64(1), np.int64(2), np.int64(3))", "[np.int32(2), np.int32(3), np.int32(4)]"),
         ("array([1, 2, 3])", "torch.Size([2, 3, 4])"),
+        ("['1', '2', '3']", "(2,\n 3, 4)\n"),
         ("(np.float64(1.0), np.float64(2.0), np.float64(3.0))", "2x3x4"),
     ],
 )
