@@ -176,6 +176,17 @@ def test_a_missing_column(table: Table, import_refused: Refuses) -> None:
     import_refused(of(table, "-split", "fold"), "has no column fold (-split); it has image, label, part")
 
 
+def test_a_missing_file_whose_path_is_made_of_columns(table: Table, import_refused: Refuses) -> None:
+    import_refused(
+        of(table, "-images", "scans/{image}.gz"), f"no file {table.folder}/scans/a.nii.gz.gz (scans/{{image}}"
+    )
+
+
+def test_an_empty_subject(table: Table, import_refused: Refuses) -> None:
+    edit(table.path, "c_seg.nii.gz,train", "c_seg.nii.gz,")
+    import_refused(of(table, "-subject", "part"), "c (table.csv, line 4): part is empty: say which subject it is (-sub")
+
+
 def test_no_label_for_a_training_case(table: Table, import_refused: Refuses) -> None:
     edit(table.path, "c_seg.nii.gz", "")
     import_refused(of(table), "c (table.csv, line 4): label is empty")
@@ -310,6 +321,16 @@ def test_the_same_id_twice(zarr_source: Source, import_refused: Refuses) -> None
     import_refused(zarr_source, "the ID 7 stands 2 times in train.csv")
 
 
+def test_fewer_names_of_channels_than_zarr_has(zarr_source: Source, import_refused: Refuses) -> None:
+    import_refused(
+        zarr_source, "-channels gives 1 names (DNA) for 2 channels (reference, signal)", more=("-channels", "DNA")
+    )
+
+
+def test_a_value_of_a_mask_that_has_no_name(zarr_source: Source, import_refused: Refuses) -> None:
+    import_refused(zarr_source, "_mask.npy holds 2, which the labels do not name", more=("-labels", "1=cell"))
+
+
 def test_zarr_without_a_spacing(zarr_source: Source, import_refused: Refuses) -> None:
     source = Source("zarr-csv", zarr_source.path)
     import_refused(source, "cells.zarr", "does not say its spacing: give it (-spacing Z Y X)")
@@ -365,6 +386,11 @@ def test_a_pattern_that_matches_nothing(patterns_source: Source, import_refused:
 def test_an_image_that_two_patterns_match(patterns_source: Source, import_refused: Refuses) -> None:
     edit(patterns_source.path, '"**/t2w_right.nii.gz"', '"**/t2w_*t.nii.gz"')
     import_refused(patterns_source, "is matched by the patterns left and right", "(and ")
+
+
+def test_a_subject_that_no_path_names(patterns_source: Source, import_refused: Refuses) -> None:
+    edit(patterns_source.path, "    path: clinic\n", "    path: clinic\n    subject: 'patient[0-9]+'\n")
+    import_refused(patterns_source, "subject of clinic matches nothing in sub00/t2w_left.nii.gz (and 5 more cases")
 
 
 def test_a_label_pattern_that_matches_twice(patterns_source: Source, import_refused: Refuses) -> None:
