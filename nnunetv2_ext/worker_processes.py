@@ -86,9 +86,10 @@ def in_processes(task: Task[J, R], jobs: Sequence[J], num_processes: int) -> Ite
 
 def start_early(imported_once: Sequence[str]) -> None:
     """Begin to import what workers need, in a process of its own, while this one does other things."""
-    from multiprocessing import forkserver
+    from multiprocessing import forkserver, resource_tracker
 
     _context().set_forkserver_preload([__name__, *imported_once])
+    resource_tracker.ensure_running()  # which lets signals through again when it has started
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # it would die of Ctrl-C, with a traceback
     try:
         forkserver.ensure_running()

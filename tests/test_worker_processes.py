@@ -141,3 +141,30 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
         wait_for(lambda: not in_session(process.pid), seconds=10)
     finally:
         end_all(process)
+
+
+INTERRUPTED_EARLY = """
+import time
+from nnunetv2_ext.worker_processes import start_early
+start_early(("slow_to_import",))
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("the parent alone")
+"""
+
+
+def test_ctrl_c_while_modules_are_imported_for_workers_is_the_parents_alone(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    (tmp_path / "slow_to_import.py").write_text(f"open({str(begun)!r}, 'w').close()\nimport time\ntime.sleep(1)\n")
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED_EARLY], env={**os.environ, "PYTHONPATH": str(tmp_path)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    try:
+        wait_for(begun.exists, process)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.communicate(timeout=60) == ("the parent alone\n", "")
+    finally:
+        end_all(process)

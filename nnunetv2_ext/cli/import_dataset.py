@@ -120,7 +120,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.spacing and not all(0 < s < math.inf for s in args.spacing):
         raise UserError(f"-spacing is {' '.join(f'{s:g}' for s in args.spacing)}, and must be above 0")
     processes = num_processes(args.np)
-    start_early(processes)
+    start_early(args.kind, processes)
     from nnunetv2_ext.datasets.importing import ImportOptions, check_folders, import_dataset
     from nnunetv2_ext.datasets.writing import Transfer
 

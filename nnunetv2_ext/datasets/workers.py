@@ -8,6 +8,8 @@ from nnunetv2_ext import worker_processes
 from nnunetv2_ext.errors import UserError
 
 IMPORTED_ONCE = ("nnunetv2_ext.datasets.writing", "nnunetv2_ext.datasets.checking", "nibabel")
+_OF_KIND = {"zarr-csv": ("zarr",)}
+"""In each worker it would take long, and make semaphores that are left when the worker is killed."""
 _MAX_PROCESSES = 8
 """More read and write no faster from one disk."""
 
@@ -19,7 +21,7 @@ def num_processes(wanted: int | None) -> int:
     return wanted or min(len(os.sched_getaffinity(0)), _MAX_PROCESSES)
 
 
-def start_early(num_processes: int) -> None:
-    """Begin to import what workers need, in a process of its own, while this one reads the source."""
+def start_early(kind: str, num_processes: int) -> None:
+    """Begin to import what workers need, in a process of its own, while this one reads the source of this kind."""
     if num_processes > 1:
-        worker_processes.start_early(IMPORTED_ONCE)
+        worker_processes.start_early((*IMPORTED_ONCE, *_OF_KIND.get(kind, ())))
