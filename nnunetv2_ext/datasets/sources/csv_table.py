@@ -81,7 +81,7 @@ def read_csv_table(
         images = [_volume(column, row, base, spacing, problems) for column in columns.images]
         part = _part(row, columns.split, problems)
         has_label = bool(_cell(row, columns.label)) or part != TEST
-        label = _volume(columns.label, row, base, spacing, problems) if has_label else None
+        label = _volume(columns.label, row, base, None, problems) if has_label else None  # it has its image's spacing
         if label is not None and any(image is not None and image.path == label.path for image in images):
             problems.append(f"{label.path} is its image and its label: correct one (-images, -label)")
         given = row[columns.case] if columns.case is not None else _stem(_cell(row, columns.images[0]))

@@ -95,7 +95,7 @@ def _cases(
                 found_labels = f"{len(labels)} files ({', '.join(p.name for p in labels[:3])})" if labels else "no file"
                 problems.append(f"its label pattern matches {found_labels}: {image.parent}/{label}")
             try:
-                volumes = [volume_at(path, spacing) for path in (image, *labels[:1])]
+                volumes = [volume_at(image, spacing), *map(volume_at, labels[:1])]  # a label has its image's
             except UserError as error:
                 problems.append(str(error))
             cases.append(

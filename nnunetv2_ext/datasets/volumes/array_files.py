@@ -37,7 +37,7 @@ class NpyFile(File):
 
 @dataclass(frozen=True)
 class TiffFile(File):
-    """A stack of pages `(z, y, x)`. The spacing that is given goes before what ImageJ's or OME's metadata say."""
+    """A stack of pages `(z, y, x)`. The spacing that is given is for those without ImageJ's or OME's metadata of it."""
 
     @property
     def ending(self) -> str | None:
@@ -50,7 +50,7 @@ class TiffFile(File):
             with tifffile.TiffFile(self.path) as file:
                 series = file.series[0]
                 shape, dtype, axes = series.shape, series.dtype, series.axes
-                spacing = self.spacing or _spacing(file)
+                spacing = _spacing(file) or self.spacing
                 _check_end(file)
         except Exception as error:  # damaged bytes lead its parsers anywhere
             raise self._unreadable(error) from error
