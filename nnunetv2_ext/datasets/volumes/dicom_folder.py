@@ -11,6 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunetv2_ext.datasets.volumes.volume import File, Geometry, without_warnings
+from nnunetv2_ext.datasets.wording import listed
 from nnunetv2_ext.errors import UserError
 
 _POSITION = "0020|0032"
@@ -18,10 +19,6 @@ _UNEVEN = 0.05
 """Of the mean distance of slices: beyond it one is missing."""
 _SAME_PLACE = 1e-3
 """mm between slices that are none."""
-
-
-_LISTED = 4
-"""Series or folders that a message names."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +97,11 @@ class DicomFolder(File):
             series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(self.path))
         if not series:
             folders = sorted(path.name for path in self.path.iterdir() if path.is_dir())
-            below = f"; those of the folders in it ({_listed(folders)}) are not looked at: name one" if folders else ""
+            below = f"; those of the folders in it ({listed(folders)}) are not looked at: name one" if folders else ""
             raise UserError(f"{self.path} holds no DICOM images{below}")
         if len(series) > 1:
             raise UserError(
-                f"{self.path} holds {len(series)} DICOM series, where one is needed: {_listed(series)}; put each into "
+                f"{self.path} holds {len(series)} DICOM series, where one is needed: {listed(series)}; put each into "
                 "a folder of its own"
             )
         with without_warnings():
@@ -131,11 +128,6 @@ class DicomFolder(File):
         if not reader.HasMetaDataKey(_POSITION):
             raise UserError(f"{name} does not say where its slice lies (Image Position Patient): it is no 3D scan")
         return reader
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
 
 
 def _sop_class(path: Path) -> bytes | None:

