@@ -132,6 +132,7 @@ def _run(args: argparse.Namespace) -> None:
         resample_labels=args.resample_labels,
         num_processes=processes,
         dry_run=args.dry_run,
+        spacing=args.spacing and tuple(args.spacing),
     )
     import_dataset(args.kind, str(args.source.absolute()), _collection(args), options)
 

@@ -43,6 +43,7 @@ class Finding:
         own: of each of them, and of its label; as they are read once, writing takes them from here.
         values: in its label map, ascending.
         problems: why it cannot be imported.
+        remarks: what the user should know of its headers.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Finding:
     own: tuple[Geometry, ...] = ()
     values: tuple[int, ...] = ()
     problems: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 def check_case(job: CheckJob) -> Finding:
@@ -65,16 +67,22 @@ def check_case(job: CheckJob) -> Finding:
                 volume.check_whole()
             else:  # it is read when it is converted
                 volume.check_length()
+        remarks = _remarks(case)
     except UserError as error:
         return Finding(case.name, problems=(str(error),))
     if case.label is None:
-        return Finding(case.name, geometry, own)
+        return Finding(case.name, geometry, own, remarks=remarks)
     try:
         own = (*own, geometry_of(case.label))
         values = check_label(case, case.label, geometry, own[-1], resample=job.resample_labels)
     except UserError as error:
         return Finding(case.name, geometry, own, problems=(str(error),))
-    return Finding(case.name, geometry, own, values)
+    return Finding(case.name, geometry, own, values, remarks=remarks)
+
+
+def _remarks(case: Case) -> tuple[str, ...]:
+    found = (volume.remark() for volume in (*case.images, case.label) if volume is not None)
+    return tuple(remark for remark in found if remark is not None)
 
 
 def common_geometry(images: Sequence[Volume], geometries: Sequence[Geometry]) -> Geometry:

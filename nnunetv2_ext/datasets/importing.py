@@ -16,6 +16,7 @@ from nnunetv2_ext.datasets.collection import TEST, Case, Collection
 from nnunetv2_ext.datasets.labelling import Labelling, number_classes, source_values
 from nnunetv2_ext.datasets.overview import print_overview
 from nnunetv2_ext.datasets.remarks import remark_on_outdated, remark_on_unused_classes
+from nnunetv2_ext.datasets.spacing_remarks import remark_on_spacing
 from nnunetv2_ext.datasets.split_files import SPLITS_FILE, check_split, remark_on_split, write_split
 from nnunetv2_ext.datasets.staging import MANIFEST, Staging, check_free, files_of
 from nnunetv2_ext.datasets.volumes.array_files import TIFF_ENDINGS
@@ -39,6 +40,7 @@ class ImportOptions:
         resample_labels: put label maps that lie on another grid onto their image's.
         num_processes: workers.
         dry_run: print the table of cases, write nothing.
+        spacing: (z, y, x) in mm, that the user has given for images that do not say theirs.
     """
 
     dataset_id: int
@@ -47,6 +49,7 @@ class ImportOptions:
     resample_labels: bool = False
     num_processes: int = 1
     dry_run: bool = False
+    spacing: tuple[float, float, float] | None = None
 
     @property
     def dataset(self) -> str:
@@ -114,6 +117,7 @@ def _import(kind: str, source: str, collection: Collection, options: ImportOptio
     }
     changed = _changed(staging.before, jobs, described)
     for remark in [
+        *remark_on_spacing(options.spacing, collection.cases, findings),
         *remark_on_unused_classes(kind, labelling.numbers, found),
         *remark_on_outdated(options.dataset, description, (staging.before or {}).get("dataset"), changed),
     ]:
