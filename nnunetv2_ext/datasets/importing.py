@@ -263,7 +263,8 @@ def _say_what_is_next(final: Path, collection: Collection, waiting: Sequence[Wri
         folds = len(collection.splits)
         print(f"{preprocessed_folder(options.dataset) / SPLITS_FILE}: {folds} fold{'s' if folds > 1 else ''}")
     remark_on_split(options.dataset, collection.splits, [case.name for case in collection.training_cases])
-    print(f"next: nnUNetv2_plan_and_preprocess -d {options.dataset_id} --verify_dataset_integrity --no_pp")
+    clean = " --clean" if (preprocessed_folder(options.dataset) / "dataset_fingerprint.json").is_file() else ""
+    print(f"next: nnUNetv2_plan_and_preprocess -d {options.dataset_id} --verify_dataset_integrity{clean} --no_pp")
 
 
 def check_folders() -> None:

@@ -75,6 +75,8 @@ def _outdated_cases(
     what = [word for key, word in _DESCRIBED.items() if old.get(key) != description.get(key)]
     if changed:
         what.append(f"{counted(len(changed), 'training case')} ({listed(changed)})")
+    elif old.get("numTraining") != description.get("numTraining"):
+        what.append("the number of training cases")
     if not what:
         return []
     return [

@@ -619,8 +619,11 @@ def test_what_a_change_makes_out_of_date_is_remarked_on(
     assert "plan and preprocess again" not in capsys.readouterr().out
     table.add("b", seed=1).add("new").remove("c")
     import_table(table, dry_run=dry_run)
-    (remark,) = [line for line in capsys.readouterr().out.splitlines() if "plan and preprocess again" in line]
+    lines = capsys.readouterr().out.splitlines()
+    (remark,) = [line for line in lines if "plan and preprocess again" in line]
     assert "before a change of 3 training cases (b, c, new): " in remark
+    if not dry_run:
+        assert lines[-1] == "next: nnUNetv2_plan_and_preprocess -d 123 --verify_dataset_integrity --clean --no_pp"
 
 
 # ---- the manifest ----

@@ -115,6 +115,7 @@ def test_a_long_list_of_classes_is_shortened() -> None:
         ({"channel_names": {"0": "MRI"}}, (), "channel names"),
         ({"file_ending": ".mha"}, (), "file ending"),
         ({"numTraining": 4}, ("d",), "1 training case (d)"),
+        ({"numTraining": 4}, (), "the number of training cases"),
         ({"file_ending": ".mha", "channel_names": {"0": "MRI"}}, ("c", "d"),
          "channel names, file ending and 2 training cases (c, d)"),
     ],

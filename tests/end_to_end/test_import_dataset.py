@@ -80,8 +80,10 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Imported]:
     "kinds", [("zarr-csv", "csv"), pytest.param(("patterns", "bids", "tiff"), marks=pytest.mark.slow)], ids=" ".join
 )
 def test_stock_nnunet_plans_every_kind_and_finds_no_fault(
-    kinds: tuple[str, ...], everything: dict[str, Imported]
+    kinds: tuple[str, ...], everything: dict[str, Imported], output_of: Callable[..., str]
 ) -> None:
+    from nnunetv2_ext.cli import import_dataset
+
     place = everything["csv"].place
     result = run_command(
         "nnUNetv2_plan_and_preprocess", "-d", *(IDS[kind] for kind in kinds), "--verify_dataset_integrity", "--no_pp",
@@ -96,6 +98,14 @@ def test_stock_nnunet_plans_every_kind_and_finds_no_fault(
         plans = json.loads((everything[kind].place.preprocessed / "nnUNetPlans.json").read_text())
         assert plans["image_reader_writer"] == ("Tiff3DIO" if kind == "tiff" else "SimpleITKIO")
         assert "3d_fullres" in plans["configurations"]
+    if "csv" in kinds:  # with other names of labels all of that is out of date
+        made = everything["csv"]
+        arguments = [str(a).replace("3=liver", "3=spleen") for a in made.source.arguments(IDS["csv"], "csv")]
+        output = output_of(place, import_dataset.main, *arguments, "--dry_run", "-np", 1)
+        (remark,) = [line for line in output.splitlines() if "plan and preprocess again: " in line]
+        there = f"{made.place.preprocessed} holds dataset_fingerprint.json, nnUNetPlans.json of the dataset before"
+        assert remark.startswith(f"{there} a change of labels: ")
+        assert remark.endswith(f": nnUNetv2_plan_and_preprocess -d {IDS['csv']} --clean")
 
 
 @pytest.mark.parametrize("kind", KINDS)
