@@ -515,6 +515,13 @@ def test_indices_name_the_cases_in_the_order_of_the_collection(tmp_path: Path) -
     assert collection.remarks == ("train_val_test_idx leave out 2 cases",)
 
 
+def test_cases_keep_their_index_when_others_are_left_out(tmp_path: Path) -> None:
+    make_subjects(tmp_path / "clark", 4)
+    names = [case.name for case in read(tmp_path).cases]
+    collection = read(tmp_path, train_val_test_idx=[[1, 5], [7, 3], []])
+    assert {case.index: case.name for case in collection.cases} == {i: names[i] for i in (1, 3, 5, 7)}
+
+
 def test_indices_that_divide_a_subject_are_a_problem_of_its_cases(tmp_path: Path) -> None:
     make_subjects(tmp_path / "clark", 2)
     collection = read(tmp_path, train_val_test_idx=[[0, 1], [2], [3]]).checked()
