@@ -12,6 +12,7 @@ from nnunetv2_ext.datasets.labelling import IGNORE, class_of
 from nnunetv2_ext.datasets.wording import counted, listed
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.nnunet_folders import dataset_id, nnunet_folder, preprocessed_folder, read_json
+from nnunetv2_ext.planning.names import inner_plans_name
 
 _LEFT_OUT = {"patterns": "give their values 0 in labels, and leave them out of labels_names"}
 _LEFT_OUT_BY_FLAG = "leave them out with -labels"
@@ -87,8 +88,9 @@ def _outdated_cases(
 
 def _made(folder: Path) -> list[str]:
     """Fingerprint, plans and folders of preprocessed cases."""
-    files = [path for path in sorted(folder.glob("*.json")) if "configurations" in (_read(path) or {})]
-    files = [*folder.glob("dataset_fingerprint.json"), *files]
+    plans = [path for path in sorted(folder.glob("*.json")) if "configurations" in (_read(path) or {})]
+    twins = {inner_plans_name(path.stem) for path in plans if inner_plans_name(path.stem) != path.stem}
+    files = [*folder.glob("dataset_fingerprint.json"), *(path for path in plans if path.stem not in twins)]
     folders = [path for path in sorted(folder.glob("[!.]*")) if path.is_dir() and path.name not in _NO_CASES]
     return [path.name for path in [*files, *(path for path in folders if any(path.iterdir()))]]
 
@@ -96,8 +98,9 @@ def _made(folder: Path) -> list[str]:
 def _command(dataset: str, made: Sequence[str]) -> str:
     """With `--clean`, without which nnU-Net keeps the fingerprint; it preprocesses only if it has done so before."""
     plans = [name.removesuffix(".json") for name in made if name.endswith(".json")]
-    preprocessed = any(name.startswith(f"{plan}_") for name in made for plan in plans if not plan.startswith(_OURS))
     ours = [plan for plan in plans if plan.startswith(_OURS)]
+    stock = tuple(f"{plan}_" for plan in plans if plan not in ours)
+    preprocessed = any(name.startswith(stock) for name in made if not name.endswith(".json"))
     return (
         f"nnUNetv2_plan_and_preprocess -d {dataset_id(dataset)} --clean"
         + (" --no_pp" if ours and not preprocessed else "")

@@ -68,7 +68,7 @@ def _columns(collection: Collection, findings: Mapping[str, Finding], numbers: M
     columns["case"] = [case.name for case in cases]
     columns["part"] = [case.part for case in cases]
     if collection.splits is not None:
-        validating = folds_of(collection.splits, "val")
+        validating = _validating(collection.splits)
         folds = [" ".join(map(str, validating.get(case.name, ()))) for case in cases]
         columns["val fold"] = [f or ("" if case.part == TEST else "-") for f, case in zip(folds, cases, strict=True)]
     if len({case.subject for case in cases}) < len(cases):
@@ -113,11 +113,11 @@ def _wrapped(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) if len(text) > width else [text]
 
 
-def folds_of(splits: Splits, side: str) -> dict[str, list[int]]:
-    """For every case that is on a side (`train`, `val`) of a fold, the folds."""
+def _validating(splits: Splits) -> dict[str, list[int]]:
+    """For every case that validates, the folds in which it does."""
     folds: dict[str, list[int]] = {}
     for number, fold in enumerate(splits):
-        for name in dict.fromkeys(fold[side]):
+        for name in dict.fromkeys(fold["val"]):
             folds.setdefault(name, []).append(number)
     return folds
 

@@ -153,12 +153,15 @@ def test_a_fingerprint_without_plans_is_compared_with_the_import_before(folders:
 
 
 def test_plans_for_fine_tuning_are_made_again_by_their_own_command(preprocessed: Path) -> None:
-    put(preprocessed / "ptPlans_x.json", {"configurations": {}})
+    long = "ptPlans__x____Spacing__1.00_1.00_1.00___Norm__Z"
+    for name in (long, "ptPlans_x_Spacing_1.00_1.00_1.00_Norm_Z"):  # one plan under two names
+        put(preprocessed / f"{name}.json", {"configurations": {}})
+    put(preprocessed / "Spacing__1.00_1.00_1.00___Norm__Z" / "a.pkl", "")
     (remark,) = remark_on_outdated(DATASET, DESCRIPTION, DESCRIPTION, ("a",))
-    assert remark.endswith("-d 123 --clean, then the command that made ptPlans_x")
+    assert remark.endswith(f"-d 123 --clean, then the command that made {long}")
     (preprocessed / "nnUNetPlans_3d_fullres" / "a.pkl").unlink()  # stock nnU-Net has preprocessed nothing
     (remark,) = remark_on_outdated(DATASET, DESCRIPTION, DESCRIPTION, ("a",))
-    assert remark.endswith("-d 123 --clean --no_pp, then the command that made ptPlans_x")
+    assert remark.endswith(f"-d 123 --clean --no_pp, then the command that made {long}")
 
 
 @pytest.mark.parametrize(
