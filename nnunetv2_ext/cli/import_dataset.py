@@ -58,18 +58,26 @@ def parser() -> Parser:
     _add_channels(csv, "the image columns")
 
     bids = _kind(kinds, "bids", "BIDS_ROOT", "folder with dataset_description.json")
-    bids.add_argument("-suffix", nargs="+", default=["T1w"], help="suffixes of the images, one a channel (T1w)")
+    bids.add_argument(
+        "-suffix", nargs="+", default=["T1w"],
+        help="suffixes of the images, one a channel (T1w); with entities where there are several: T2w:acq=space",
+    )  # fmt: skip
     bids.add_argument("-label_suffix", choices=("dseg", "mask"), default="dseg", help="of the label maps (dseg)")
     bids.add_argument("-derivatives", metavar="PIPELINE", help="folder in derivatives/ that has the label maps")
     bids.add_argument("-sub", nargs="+", default=[], metavar="ID", help="subjects, without sub- (default: all)")
     bids.add_argument("-ses", nargs="+", default=[], metavar="ID", help="sessions, without ses- (default: all)")
     bids.add_argument(
-        "-entities", nargs="+", default=[], metavar="KEY=VALUE", help="of the images, such as acq=highres"
+        "-entities", nargs="+", default=[], metavar="KEY=VALUE", help="of the images of all channels, as acq=highres"
     )
     bids.add_argument(
         "-label_entities", nargs="+", default=[], metavar="KEY=VALUE", help="of the label maps, such as desc=manual"
     )
+    bids.add_argument(
+        "-unlabelled", choices=("error", "skip", "test"), default="error",
+        help="what is done with images without a label map: refuse, leave out, or make test cases (error)",
+    )  # fmt: skip
     _add_classes(bids)
+    _add_channels(bids, "the suffixes")
     return p
 
 
@@ -166,15 +174,17 @@ def _collection(args: argparse.Namespace) -> Collection:
             channel_names=args.channels,
             spacing=spacing,
         )
-    from nnunetv2_ext.datasets.sources.bids import BidsQuery, parse_entities, read_bids
+    from nnunetv2_ext.datasets.sources.bids import read_bids
+    from nnunetv2_ext.datasets.sources.bids_query import BidsQuery, Unlabelled, parse_channel, parse_entities
 
     query = BidsQuery(
-        tuple(args.suffix),
+        tuple(parse_channel(text) for text in args.suffix),
         args.label_suffix,
         args.derivatives,
         tuple(args.sub),
         tuple(args.ses),
         parse_entities(args.entities),
         parse_entities(args.label_entities),
+        Unlabelled(args.unlabelled),
     )
-    return read_bids(args.source, query, parse_classes(args.labels))
+    return read_bids(args.source, query, parse_classes(args.labels), args.channels)

@@ -414,18 +414,18 @@ def test_a_value_that_patterns_do_not_list(patterns_source: Source, import_refus
 
 
 def test_a_subject_that_is_not_in_the_bids_dataset(bids_source: Source, import_refused: Refuses) -> None:
-    import_refused(bids_source, "has no subject 09; it has 01, 02, 03", more=("-sub", "09"))
+    import_refused(bids_source, "has no subject 09 with _T1w images (-sub); it has 01, 02, 03", more=("-sub", "09"))
 
 
 def test_a_bids_image_without_a_label_map(bids_source: Source, import_refused: Refuses) -> None:
     next(bids_source.path.glob("derivatives/manual/sub-02/ses-a/anat/*.nii.gz")).unlink()
-    import_refused(bids_source, "there is no file with suffix dseg for it")
+    import_refused(bids_source, "there is no label map for it: -unlabelled skip leaves such images out")
 
 
 def test_several_label_maps_for_a_bids_image(bids_source: Source, import_refused: Refuses) -> None:
     (path,) = bids_source.path.glob("derivatives/manual/sub-02/ses-a/anat/*.nii.gz")
     (path.parent / path.name.replace("_dseg", "_desc-b_dseg")).write_bytes(path.read_bytes())
-    import_refused(bids_source, "2 files with suffix dseg fit it", "choose by entities")
+    import_refused(bids_source, "2 label maps fit it, which differ in desc", "-label_entities desc=b")
 
 
 # ---- what is there already ----

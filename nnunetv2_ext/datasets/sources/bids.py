@@ -2,199 +2,181 @@
 
 from __future__ import annotations
 
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from nnunetv2_ext.datasets.collection import TRAIN, Case, Collection, case_name
-from nnunetv2_ext.datasets.sources.tables import rows
+from nnunetv2_ext.datasets.collection import TEST, TRAIN, Case, Collection, case_name, choose_channel_names
+from nnunetv2_ext.datasets.sources.bids_classes import Classes, classes_of_labels, names_in_order
+from nnunetv2_ext.datasets.sources.bids_files import ABSENT, BidsFile, check_dataset, pipeline_folder, read_folder
+from nnunetv2_ext.datasets.sources.bids_matching import Match, WantedImage, WantedLabel, match_files
+from nnunetv2_ext.datasets.sources.bids_query import BidsQuery, Channel, Unlabelled, usual_channel_names
 from nnunetv2_ext.datasets.splits import split_by_subject
 from nnunetv2_ext.datasets.volumes.opening import volume_at
+from nnunetv2_ext.datasets.wording import counted, listed
 from nnunetv2_ext.errors import UserError
 
-_EXTENSIONS = (".nii.gz", ".nii")
-_NOT_DATA = ("derivatives", "sourcedata", "code", "stimuli", "models", re.compile(r"/\."))
-"""Folders of a dataset that are not part of it (pybids's own list goes where one gives it another)."""
-_SHARED = ("subject", "session", "run", "acquisition", "datatype")
-"""Entities in which a label map, or another channel, must not differ from an image, as far as it has them."""
+_LIKE_THE_IMAGE = ("orig", "native")
+"""Values of `space`."""
 
 
 @dataclass(frozen=True)
-class BidsQuery:
-    """Which files of a dataset are meant.
+class _Found:
+    """An image of the first channel, and what belongs to it."""
 
-    Attributes:
-        suffixes: of the images (`T1w`), one for each channel.
-        label_suffix: of the label maps: `dseg` or `mask`.
-        derivatives: folder of the pipeline with the label maps, from `derivatives/` or absolute; None if there is one.
-        subjects: without `sub-`; empty: all.
-        sessions: without `ses-`; empty: all.
-        entities: more that images must have (`acq: highres`), in BIDS's short names.
-        label_entities: more that label maps must have (`desc: manual`).
-    """
+    image: BidsFile
+    others: tuple[Match, ...]
+    label: Match
 
-    suffixes: tuple[str, ...] = ("T1w",)
-    label_suffix: str = "dseg"
-    derivatives: str | None = None
-    subjects: tuple[str, ...] = ()
-    sessions: tuple[str, ...] = ()
-    entities: Mapping[str, str] | None = None
-    label_entities: Mapping[str, str] | None = None
+    @property
+    def subject(self) -> str:
+        return self.image.entities["sub"]
 
 
-def read_bids(root: Path, query: BidsQuery, classes: Mapping[int, str] | None = None) -> Collection:
-    """One case for each subject, session and run that has the images asked for.
+def read_bids(
+    root: Path, query: BidsQuery, classes: Classes | None = None, channel_names: Sequence[str] | None = None
+) -> Collection:
+    """One case for each image of the first channel; see `bids_matching` for what belongs to it.
 
     Args:
         root: of the dataset, with `dataset_description.json`.
         query: which images, and which label maps.
-        classes: the names of the label maps' values; None: those of the `_dseg.tsv` beside the label maps (columns
+        classes: the names of the label maps' values; None: those of the `dseg.tsv` that is for a label map (columns
             `index` and `name`), or of no table each value is a class.
+        channel_names: None: the suffixes, with the entities that tell channels of one suffix apart.
 
     Raises:
-        UserError: no BIDS dataset, no image or label map like this, a subject that does not exist.
+        UserError: no BIDS dataset, no image or label map like this, a subject that does not exist, more or fewer
+            channel names than channels.
     """
-    images = _layout(root)
-    folder = _derivatives(root, query.derivatives)
-    labels = _layout(folder, derivative=True)
-    _check_filters(images, query)
-    names = _class_table(folder) if classes is None and query.label_suffix == "dseg" else classes
-    first = _files(images, query.suffixes[0], query, query.entities)
-    others = [_files(images, suffix, query, query.entities) for suffix in query.suffixes[1:]]
-    of_labels = _files(labels, query.label_suffix, query, query.label_entities)
-    if not first:
-        raise UserError(f"{root} has no image that ends in _{query.suffixes[0]}.nii.gz as asked for")
-    if not of_labels:
-        raise UserError(f"{folder} has no label map that ends in _{query.label_suffix}.nii.gz as asked for")
-    cases = [_case(root.absolute(), image, others, of_labels, query, names) for image in first]
-    return Collection(tuple(cases), tuple(query.suffixes), tuple((names or {}).values()), split_by_subject(cases))
-
-
-def _case(
-    root: Path, image: Any, others: Sequence[Sequence[Any]], labels: Sequence[Any], query: BidsQuery,
-    classes: Mapping[int, str] | None,
-) -> Case:  # fmt: skip
-    entities = image.get_entities()
-    problems: list[str] = []
-    channels = [image]
-    for files, suffix in zip((*others, labels), (*query.suffixes[1:], query.label_suffix), strict=True):
-        channels += _partner(entities, files, suffix, problems)
-    volumes = [] if problems else [volume_at(Path(file.path)) for file in channels]
-    return Case(
-        name=case_name(_stem(image.filename, query.suffixes[0])),
-        row=Path(image.path).relative_to(root).as_posix(),
-        subject=str(entities["subject"]),
-        part=TRAIN,
-        images=tuple(volumes[:-1]),
-        label=volumes[-1] if volumes else None,
-        classes=classes,
-        problems=tuple(problems),
+    names = choose_channel_names(channel_names, usual_channel_names(query.channels))
+    root = root.absolute()
+    check_dataset(root)
+    folder = pipeline_folder(root, query.derivatives)
+    found, remarks = _with_labels(_find(root, folder, query), query.unlabelled)
+    remarks = [*remarks, *_remarks_on_entities(found, query)]
+    labels = [case.label.file for case in found if case.label.file is not None]
+    tables: Mapping[Path, Classes | None] = dict.fromkeys((label.path for label in labels), classes)
+    if classes is None and query.label_suffix == "dseg":
+        tables = classes_of_labels(folder, labels)
+    cases = tuple(_case(root, of_image, tables, query.unlabelled) for of_image in found)
+    return Collection(
+        cases=cases,
+        channel_names=names,
+        class_names=tuple(classes.values()) if classes is not None else names_in_order(list(tables.values())),
+        splits=split_by_subject(cases),
+        remarks=tuple(remarks),
+        to_rename="remove all but one of these files",
     )
 
 
-def _layout(folder: Path, *, derivative: bool = False) -> Any:
-    try:
-        from bids import BIDSLayout, BIDSLayoutIndexer
-    except ImportError as error:
-        raise UserError('BIDS datasets need pybids: pip install "nnunetv2-ext[datasets]"') from error
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}")
-    if not derivative and not (folder / "dataset_description.json").is_file():
-        raise UserError(f"{folder} is no BIDS dataset: it has no dataset_description.json")
-    indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=list(_NOT_DATA))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return BIDSLayout(folder, validate=False, indexer=indexer, config=["bids", "derivatives"])
+def _find(root: Path, folder: Path, query: BidsQuery) -> list[_Found]:
+    """The images of the first channel with their partners, by path."""
+    images, of_pipeline = read_folder(root), read_folder(folder)
+    channels = [_of_channel(images, channel, query) for channel in query.channels]
+    labels = [file for file in of_pipeline if file.suffix == query.label_suffix and file.has(query.label_entities)]
+    _check_any(channels[0], root, query.channels[0].suffix, images, "-suffix, -entities")
+    _check_any(labels, folder, query.label_suffix, of_pipeline, "-derivatives, -label_suffix, -label_entities")
+    first = _of_subjects(channels[0], root, query)
+    suffixes = frozenset(channel.suffix for channel in query.channels)
+    alike = {
+        "space": suffixes.union(_LIKE_THE_IMAGE),
+        "mod": suffixes,
+        "datatype": frozenset(file.entities.get("datatype", ABSENT) for files in channels for file in files),
+    }
+    wanted = [WantedImage(query.conditions(c), alike, c.suffix, c.entities) for c in query.channels]
+    others = [match_files(first, files, w, wanted[0]) for files, w in zip(channels[1:], wanted[1:], strict=True)]
+    of_labels = match_files(first, labels, WantedLabel(query.label_entities, alike), wanted[0])
+    return [
+        _Found(image, tuple(of_image), label)
+        for image, label, *of_image in zip(first, of_labels, *others, strict=True)
+    ]  # fmt: skip
 
 
-def _derivatives(root: Path, wanted: str | None) -> Path:
-    base = root / "derivatives"
-    if wanted is not None:
-        folder = base / wanted
-        if not folder.is_dir():
-            raise UserError(f"there is no folder {folder} (-derivatives)")
-        return folder
-    pipelines = sorted(p for p in base.glob("[!.]*") if p.is_dir())
-    if not pipelines:
-        raise UserError(f"{base} has no pipeline with label maps")
-    if any(p.name.startswith("sub-") for p in pipelines):
-        return base
-    if len(pipelines) > 1:
-        raise UserError(f"{base} has {', '.join(p.name for p in pipelines)}: say which has the labels (-derivatives)")
-    return pipelines[0]
+def _of_channel(images: Sequence[BidsFile], channel: Channel, query: BidsQuery) -> list[BidsFile]:
+    """The images of a channel, less those of another with the same suffix that says more of them."""
+    closer = [
+        other.entities
+        for other in query.channels
+        if other.suffix == channel.suffix and len(other.entities) > len(channel.entities)
+    ]
+    files = [file for file in images if file.suffix == channel.suffix and file.has(query.conditions(channel))]
+    return [file for file in files if not any(file.has(entities) for entities in closer)]
 
 
-def _check_filters(layout: Any, query: BidsQuery) -> None:
-    for what, wanted, known in (
-        ("subject", query.subjects, layout.get_subjects()),
-        ("session", query.sessions, layout.get_sessions()),
-    ):
+def _check_any(found: Sequence[BidsFile], folder: Path, suffix: str, every: Sequence[BidsFile], flags: str) -> None:
+    if not found:
+        has = listed(sorted({f"_{file.suffix}" for file in every})) or "no NIfTI files of subjects"
+        raise UserError(f"{folder} has no _{suffix}.nii.gz as asked for ({flags}); it has {has}")
+
+
+def _of_subjects(files: Sequence[BidsFile], root: Path, query: BidsQuery) -> list[BidsFile]:
+    """The images of the subjects and sessions asked for. Raises UserError for one that has none."""
+    for what, key, wanted in (("subject", "sub", query.subjects), ("session", "ses", query.sessions)):
+        known = sorted({file.entities[key] for file in files if key in file.entities})
         if absent := [value for value in wanted if value not in known]:
-            raise UserError(f"{layout.root} has no {what} {absent[0]}; it has {', '.join(known) or 'none'}")
+            has = listed(known) or "none"
+            raise UserError(f"{root} has no {what} {absent[0]} with _{files[0].suffix} images (-{key}); it has {has}")
+        files = [file for file in files if not wanted or file.entities.get(key) in wanted]
+    return list(files)
 
 
-def _files(layout: Any, suffix: str, query: BidsQuery, more: Mapping[str, str] | None) -> list[Any]:
-    filters: dict[str, Any] = {"suffix": suffix, "extension": list(_EXTENSIONS)}
-    if query.subjects:
-        filters["subject"] = list(query.subjects)
-    if query.sessions:
-        filters["session"] = list(query.sessions)
-    found = sorted(layout.get(**filters), key=lambda file: file.path)
-    of_subjects = [file for file in found if "subject" in file.get_entities()]  # a template has none
-    return [file for file in of_subjects if all(f"_{k}-{v}_" in f"_{file.filename}" for k, v in (more or {}).items())]
+def _with_labels(found: Sequence[_Found], unlabelled: Unlabelled) -> tuple[list[_Found], list[str]]:
+    """Less what is left out for want of a label map, and remarks on that.
+
+    No subject is in training and test: with `Unlabelled.TEST`, an image without a label map is left out if another of
+    its subject has one.
+    """
+    training = {case.subject for case in found if not case.label.absent}
+    absent = [case for case in found if case.label.absent]
+    if unlabelled is Unlabelled.ERROR or not absent:
+        return list(found), []
+    for_test = [case for case in absent if unlabelled is Unlabelled.TEST and case.subject not in training]
+    kept = {case.image.path for case in for_test}
+    left_out = [case for case in absent if case.image.path not in kept]
+    remarks = []
+    if for_test:
+        remarks.append(f"{_unlabelled(for_test)}: test cases")
+    if left_out:
+        why = ", as other images of their subjects are for training" if unlabelled is Unlabelled.TEST else ""
+        remarks.append(f"{_unlabelled(left_out)}: left out{why}")
+    return [case for case in found if not case.label.absent or case.image.path in kept], remarks
 
 
-def _partner(entities: Mapping[str, Any], files: Sequence[Any], suffix: str, problems: list[str]) -> list[Any]:
-    """The one file of the same subject and session that differs in no other entity either, as far as it has them."""
-    fitting = []
-    for file in files:
-        own = file.get_entities()
-        if all(own.get(key) == entities.get(key) for key in ("subject", "session")) and all(
-            own.get(key, entities.get(key)) == entities.get(key) for key in _SHARED
-        ):
-            fitting.append(file)
-    if len(fitting) > 1:  # of those that fit, one may have the very same entities
-        alike = [f for f in fitting if all(f.get_entities().get(key) == entities.get(key) for key in _SHARED)]
-        fitting = alike or fitting
-    if not fitting:
-        problems.append(f"there is no file with suffix {suffix} for it")
-    elif len(fitting) > 1:
-        names = ", ".join(file.filename for file in fitting[:3])
-        problems.append(f"{len(fitting)} files with suffix {suffix} fit it: {names}; choose by entities")
-    return fitting[:1]
+def _unlabelled(cases: Sequence[_Found]) -> str:
+    names = listed([case.image.stem for case in cases])
+    return f"{counted(len(cases), 'image')} without a label map ({names})"
 
 
-def _stem(filename: str, suffix: str) -> str:
-    return re.sub(rf"_{re.escape(suffix)}\.nii(\.gz)?$", "", filename)
+def _remarks_on_entities(found: Sequence[_Found], query: BidsQuery) -> list[str]:
+    """Of other channels whose names differ from the first's without anyone having asked for it."""
+    remarks = []
+    for number, channel in enumerate(query.channels[1:]):
+        pairs = [(case.image, case.others[number]) for case in found if case.others[number].differing]
+        if pairs:
+            image, match = pairs[0]
+            keys = listed(sorted({key for _, match in pairs for key in match.differing}))
+            example = f"{match.file.name} with {image.name}" if match.file is not None else ""
+            remarks.append(
+                f"{counted(len(pairs), 'case')} have a {channel.suffix} image that differs from their "
+                f"{query.channels[0].suffix} image in {keys}, and is the one that fits best: {example}, for example"
+            )
+    return remarks
 
 
-def _class_table(folder: Path) -> dict[int, str] | None:
-    """Of BIDS's lookup table for all label maps of a pipeline; None if there is none."""
-    tables = sorted(folder.glob("*dseg.tsv"))
-    if not tables:
-        return None
-    if len(tables) > 1:
-        raise UserError(f"{folder} has the tables {', '.join(t.name for t in tables)}: name the classes (-labels)")
-    found: dict[int, str] = {}
-    for place, row in rows(tables[0], ["index", "name"]):
-        if not row["index"].isdecimal():
-            raise UserError(f"{tables[0]}, {place}: the index is {row['index']!r}, where a whole number is needed")
-        if not row["name"] or int(row["index"]) in found:
-            what = "two names" if row["name"] else "no name"
-            raise UserError(f"{tables[0]}, {place}: the index {row['index']} has {what}")
-        found[int(row["index"])] = row["name"]
-    return {value: "background" if value == 0 else name for value, name in found.items()}
-
-
-def parse_entities(texts: Sequence[str]) -> dict[str, str]:
-    """`{"acq": "highres"}` for `acq=highres`. Raises UserError for a text of another form."""
-    entities = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not re.fullmatch(r"[a-z]+", key) or not re.fullmatch(r"[A-Za-z0-9]+", value):
-            raise UserError(f"an entity is KEY=VALUE in BIDS's short names, such as acq=highres, not {text!r}")
-        entities[key] = value
-    return entities
+def _case(root: Path, found: _Found, tables: Mapping[Path, Classes | None], unlabelled: Unlabelled) -> Case:
+    for_test = found.label.absent and unlabelled is Unlabelled.TEST
+    matches = (*found.others, *(() if for_test else (found.label,)))
+    problems = tuple(match.problem for match in matches if match.problem)
+    others = [match.file.path for match in found.others if match.file is not None]
+    label = found.label.file
+    return Case(
+        name=case_name(found.image.stem),
+        row=found.image.path.relative_to(root).as_posix(),
+        subject=found.subject,
+        part=TEST if for_test else TRAIN,
+        images=() if problems else tuple(volume_at(path) for path in (found.image.path, *others)),
+        label=volume_at(label.path) if label is not None and not problems else None,
+        classes=tables[label.path] if label is not None else None,
+        problems=problems,
+    )
