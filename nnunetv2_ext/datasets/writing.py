@@ -102,6 +102,9 @@ def _write_image(job: WriteJob, volume: Volume, own: Geometry, geometry: Geometr
     if volume.ending == job.ending and own.spacing in (None, geometry.spacing):
         return _as_it_is(job, volume, target)
     image = volume.image()
+    array = sitk.GetArrayViewFromImage(image)
+    if array.dtype.kind == "f" and (strange := array.size - np.count_nonzero(np.isfinite(array))):
+        raise UserError(f"{strange} voxels of {volume.where} are NaN or infinite")  # which readers of NIfTI take for 0
     if own.spacing != geometry.spacing:  # unknown, or other in its last digits, for which nnU-Net would refuse it
         geometry.put_on(image)
     return _converted(job, volume, image, target)

@@ -141,6 +141,18 @@ def test_label_maps_in_two_files_are_checked_too(imported: Import, tmp_path: Pat
         imported(image, label=label)
 
 
+@pytest.mark.parametrize("strange", [np.nan, -np.inf])
+def test_numbers_that_are_none_are_not_converted_to_nifti_in_which_they_become_0(
+    strange: float, imported: Import, tmp_path: Path
+) -> None:
+    array = np.ones((2, 3, 4), np.float32)
+    array[0, 1, 2] = array[1, 0, 0] = strange
+    np.save(tmp_path / "a.npy", array)
+    np.save(tmp_path / "label.npy", (counted(2, 3, 4) % 2).astype(np.uint8))
+    with pytest.raises(UserError, match=r"a could not be imported: 2 voxels of .*a\.npy are NaN or infinite"):
+        imported(tmp_path / "a.npy", label=tmp_path / "label.npy", spacing=(3.0, 2.0, 1.0))
+
+
 def test_a_spacing_that_is_not_used_is_said_in_a_line(
     imported: Import, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
