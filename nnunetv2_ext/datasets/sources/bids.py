@@ -151,15 +151,16 @@ def _unlabelled(cases: Sequence[_Found]) -> str:
 def _remarks_on_entities(found: Sequence[_Found], query: BidsQuery) -> list[str]:
     """Of other channels whose names differ from the first's without anyone having asked for it."""
     remarks = []
+    first = query.channels[0].suffix
     for number, channel in enumerate(query.channels[1:]):
         pairs = [(case.image, case.others[number]) for case in found if case.others[number].differing]
         if pairs:
             image, match = pairs[0]
-            keys = listed(sorted({key for _, match in pairs for key in match.differing}))
+            keys = " and ".join(sorted({key for _, match in pairs for key in match.differing}))
             example = f"{match.file.name} with {image.name}" if match.file is not None else ""
             remarks.append(
-                f"{counted(len(pairs), 'case')} have a {channel.suffix} image that differs from their "
-                f"{query.channels[0].suffix} image in {keys}, and is the one that fits best: {example}, for example"
+                f"{counted(len(pairs), f'{channel.suffix} image')} taken as the best fit that differ in {keys} from "
+                f"their {first} image ({example}); -suffix {channel.suffix}:KEY=VALUE chooses others"
             )
     return remarks
 

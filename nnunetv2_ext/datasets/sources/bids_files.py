@@ -16,7 +16,7 @@ _NOT_DATA = ("derivatives", "sourcedata", "code", "stimuli", "models", re.compil
 """Folders of a dataset that are not part of it (pybids's own list goes where one gives it another)."""
 _ENDINGS = {"name": "endings", "entities": [{"name": "extension", "pattern": r"(\.nii(?:\.gz)?)$"}]}
 """All that pybids is asked about a file; it would write some 40 entities into its database."""
-_DATATYPES = ("anat", "dwi", "fmap", "func", "micr", "mrs", "perf", "pet")
+DATATYPES = ("anat", "dwi", "fmap", "func", "micr", "mrs", "perf", "pet")
 _INDICES = ("run", "echo", "flip", "inv", "split", "chunk")
 """Entities that are numbers: `run-1` and `run-01` are the same."""
 ABSENT = "none"
@@ -80,7 +80,7 @@ def read_folder(folder: Path) -> list[BidsFile]:
         warnings.simplefilter("ignore")
         layout = BIDSLayout(folder, validate=False, indexer=indexer, config=[_ENDINGS])
     paths = sorted(Path(file.path) for file in layout.get(extension=list(_EXTENSIONS)))
-    files = (_read_name(path) for path in paths)
+    files = (_read_name(path, folder) for path in paths)
     return [file for file in files if file is not None]
 
 
@@ -94,11 +94,14 @@ def _bare(filename: str) -> str:
     return re.sub(r"\.(nii|tsv)(\.gz)?$", "", filename)
 
 
-def _read_name(path: Path) -> BidsFile | None:
+def _read_name(path: Path, folder: Path) -> BidsFile | None:
     suffix = _bare(path.name).rpartition("_")[2]
     entities = entities_of(path.name)
-    if path.parent.name in _DATATYPES:
+    if path.parent.name in DATATYPES:
         entities["datatype"] = path.parent.name
+    sessions = [part.removeprefix("ses-") for part in path.relative_to(folder).parts[:-1] if part.startswith("ses-")]
+    if sessions:
+        entities.setdefault("ses", sessions[0])  # some tools leave it out of the name
     return BidsFile(path, suffix, entities) if "sub" in entities else None
 
 

@@ -45,8 +45,8 @@ class Wanted(ABC):
         """What the user writes to have the one with these entities."""
 
     @abstractmethod
-    def differing(self, image: BidsFile, file: BidsFile) -> list[str]:
-        """The entities in which a file differs from an image of the same subject and session, as far as they count."""
+    def counts(self, key: str) -> bool:
+        """Whether an entity is compared."""
 
     @abstractmethod
     def forbids(self, key: str, of_image: str | None, of_file: str | None) -> bool:
@@ -56,6 +56,13 @@ class Wanted(ABC):
         """Of an entity, as it is compared."""
         value = file.entities.get(key)
         return None if value in self.alike.get(key, ()) else value
+
+    def differing(self, image: BidsFile, file: BidsFile) -> list[str]:
+        """The entities in which a file differs from an image of the same subject and session, as far as they count."""
+        keys = [key for key in _keys(image, file) if self.counts(key)]
+        if "datatype" not in image.entities or "datatype" not in file.entities:  # not all have a folder for it
+            keys = [key for key in keys if key != "datatype"]
+        return [key for key in keys if self.value(image, key) != self.value(file, key)]
 
     def free(self, image: BidsFile, file: BidsFile) -> list[str]:
         """The entities in which they differ although the user has not asked for that."""
@@ -93,8 +100,8 @@ class WantedImage(Wanted):
     def flag(self, conditions: Mapping[str, str]) -> str:
         return f"-suffix {self.suffix}:{','.join(_texts({**self.given, **conditions}))}"
 
-    def differing(self, image: BidsFile, file: BidsFile) -> list[str]:
-        return [key for key in _keys(image, file) if self.value(image, key) != self.value(file, key)]
+    def counts(self, key: str) -> bool:
+        return True
 
     def forbids(self, key: str, of_image: str | None, of_file: str | None) -> bool:
         return key == "space" or (key in _PARTS and of_image is not None and of_file is not None)
@@ -115,9 +122,8 @@ class WantedLabel(Wanted):
     def flag(self, conditions: Mapping[str, str]) -> str:
         return f"-label_entities {' '.join(_texts({**self.conditions, **conditions}))}"
 
-    def differing(self, image: BidsFile, file: BidsFile) -> list[str]:
-        keys = [key for key in _keys(image, file) if key in _SOURCE or key == "space"]
-        return [key for key in keys if self.value(image, key) != self.value(file, key)]
+    def counts(self, key: str) -> bool:
+        return key in _SOURCE or key == "space"
 
     def forbids(self, key: str, of_image: str | None, of_file: str | None) -> bool:
         return key == "space" or of_file is not None

@@ -9,7 +9,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunetv2_ext.datasets.collection import Case, Collection
-from nnunetv2_ext.datasets.sources.bids_files import BidsFile, entities_of
+from nnunetv2_ext.datasets.sources.bids_files import DATATYPES, BidsFile, entities_of
 
 DESCRIPTION = {"Name": "Brains", "BIDSVersion": "1.8.0"}
 OF_DERIVATIVES = {**DESCRIPTION, "DatasetType": "derivative", "GeneratedBy": [{"Name": "manual"}]}
@@ -22,7 +22,7 @@ def named(*names: str, folder: str = "anat") -> list[BidsFile]:
         BidsFile(
             Path("/data", folder, f"{name}.nii.gz"),
             name.rpartition("_")[2],
-            {**entities_of(name), "datatype": folder},
+            {**entities_of(name), **({"datatype": folder} if folder in DATATYPES else {})},
         )
         for name in names
     ]

@@ -105,8 +105,8 @@ def test_a_channel_that_was_acquired_differently_is_taken_with_a_remark(tmp_path
         f"sub-{s}/anat/sub-{s}_acq-space_T2w" for s in ("01", "02")
     ]
     assert collection.remarks == (
-        "2 cases have a T2w image that differs from their T1w image in acq, and is the one that fits best: "
-        "sub-01_acq-space_T2w.nii.gz with sub-01_acq-mprage_T1w.nii.gz, for example",
+        "2 T2w images taken as the best fit that differ in acq from their T1w image "
+        "(sub-01_acq-space_T2w.nii.gz with sub-01_acq-mprage_T1w.nii.gz); -suffix T2w:KEY=VALUE chooses others",
     )
     asked_for = BidsQuery((Channel("T1w"), Channel("T2w", {"acq": "space"})))
     assert not read_bids(root, asked_for).remarks
@@ -150,8 +150,9 @@ def test_a_file_that_lies_packed_and_unpacked_is_a_problem_of_its_case(tmp_path:
     }  # fmt: skip
 
 
-def test_an_image_that_is_not_packed_is_read_as_well(tmp_path: Path) -> None:
-    root = dataset(tmp_path, "sub-01_T1w.nii", f"{MANUAL}/sub-01_dseg.nii")
+@pytest.mark.parametrize("image", ["sub-01_T1w.nii", "sub-01_T1w.nii.gz"])
+def test_files_that_are_not_packed_are_read_as_well(image: str, tmp_path: Path) -> None:
+    root = dataset(tmp_path, image, f"{MANUAL}/sub-01_dseg.nii")
     (case,) = read_bids(root, BidsQuery()).cases
     assert case.name == "sub-01"
     assert finding(case).problems == ()

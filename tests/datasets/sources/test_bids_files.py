@@ -34,6 +34,11 @@ def test_a_name_counts_and_not_the_folders_above_the_dataset(tmp_path: Path) -> 
     assert file.entities == {"sub": "01"}
 
 
+def test_a_session_that_the_name_leaves_out_is_that_of_the_folder(tmp_path: Path) -> None:
+    root = touch(tmp_path / "ses-x", "sub-01/ses-a/anat/sub-01_dseg.nii.gz", "sub-02/anat/sub-02_dseg.nii.gz")
+    assert [file.visit for file in read_folder(root)] == [("01", "a"), ("02", None)]
+
+
 def test_only_nifti_files_of_subjects_are_read(tmp_path: Path) -> None:
     touch(tmp_path, *(f"sub-01/anat/sub-01_T1w{e}" for e in (".nii.gz", ".nii", ".json", ".mgz")), "mean_T1w.nii.gz")
     assert [file.name for file in read_folder(tmp_path)] == ["sub-01_T1w.nii", "sub-01_T1w.nii.gz"]

@@ -212,9 +212,15 @@ def test_a_label_map_of_another_kind_of_data_is_not_taken() -> None:
     assert "(sub-01_dseg.nii.gz differs in datatype, -label_entities datatype=dwi takes it" in match.problem
 
 
+def test_files_without_a_folder_for_their_kind_of_data_are_of_any() -> None:
+    for image, label in (("anat", "manual"), ("sub-01", "anat")):
+        of_images, labels = named("sub-01_T1w", folder=image), named("sub-01_dseg", folder=label)
+        wanted = WantedLabel(alike={"datatype": frozenset({image})})
+        assert found(match_files(of_images, labels, wanted, WantedImage())) == [""]
+
+
 def test_a_label_map_that_lies_in_two_folders_is_chosen_by_folder() -> None:
     files = named("sub-01_dseg", folder="a") + named("sub-01_dseg", folder="b")
-    files = [BidsFile(file.path, file.suffix, {"sub": "01"}) for file in files]
     (match,) = match_files(images(""), files, WantedLabel(alike=ALIKE), WantedImage())
     assert match.problem == (
         "2 label maps fit it, in /data/a, /data/b (sub-01_dseg.nii.gz, sub-01_dseg.nii.gz): "
