@@ -212,7 +212,7 @@ def test_a_part_that_is_none(table: Table, import_refused: Refuses) -> None:
 
 def test_a_file_that_is_no_image(table: Table, import_refused: Refuses) -> None:
     table.image("b").write_bytes(b"<!DOCTYPE html><html>log in</html>")
-    import_refused(of(table), f"{table.image('b')} cannot be read")
+    import_refused(of(table), f"{table.image('b')} is no NIfTI file, or is damaged: copy or download it again")
 
 
 def test_a_label_map_that_is_cut_off(table: Table, import_refused: Refuses) -> None:

@@ -46,9 +46,10 @@ class ItkFile(File):
         if ending is None or len(self.files) > 1:
             return None
         header = nifti.header_of(self.path) if ending in NIFTI else None
-        if nifti.is_nifti_2(header):
-            return None
-        return None if header and ending == ".nii" and not nifti.read_by_nibabel_io_alike(header) else ending
+        if header is None:
+            return ending
+        converted = nifti.is_nifti_2(header) or (ending == ".nii" and not nifti.read_by_nibabel_io_alike(header))
+        return None if converted else ending
 
     def geometry(self) -> Geometry:
         if self.path.is_file() and self.path.stat().st_size == 0:

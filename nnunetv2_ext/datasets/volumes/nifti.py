@@ -15,6 +15,8 @@ from nnunetv2_ext.preprocessing.voxel_data import nifti_offset, read_nifti_heade
 
 _BYTES_OF_NIFTI_2 = 540
 """Of the header."""
+_NO_UNIT_OR_MM = (0, 2)
+"""The lower three bits of `xyzt_units`."""
 _LONGEST = 32767
 """Voxels along an axis in NIfTI-1."""
 _SCALE_TOLERANCE = 1e-3
@@ -32,7 +34,7 @@ def read_by_nibabel_io_alike(header: Any) -> bool:
 
     It refuses further axes, of length 1 too, and takes micrometres and metres for millimetres.
     """
-    return not _is_nifti(header) or (int(header["dim"][0]) == 3 and header.get_xyzt_units()[0] in ("unknown", "mm"))
+    return not _is_nifti(header) or (int(header["dim"][0]) == 3 and int(header["xyzt_units"]) % 8 in _NO_UNIT_OR_MM)
 
 
 def check_header(header: Any, path: Path) -> None:
