@@ -154,6 +154,8 @@ def _in_metaimage(path: Path) -> VoxelData | None:
     end = 0
     while "ElementDataFile" not in fields:
         line, newline, _ = start[end:].partition(b"\n")
+        if b"\0" in line:
+            return None
         key, equals, value = line.decode("latin-1").partition("=")
         if not equals:
             return None
@@ -187,6 +189,8 @@ def _in_nrrd(path: Path) -> VoxelData | None:
     end = 0
     while end < len(start):
         line, newline, _ = start[end:].partition(b"\n")
+        if b"\0" in line:
+            return None
         end += len(line) + len(newline)
         text = line.decode("latin-1").strip()
         if not text:

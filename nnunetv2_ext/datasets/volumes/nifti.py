@@ -15,6 +15,11 @@ from nnunetv2_ext.preprocessing.voxel_data import nifti_offset, read_nifti_heade
 
 _BYTES_OF_NIFTI_2 = 540
 """Of the header."""
+_AFFINES = {
+    "sform": ("srow_x", "srow_y", "srow_z"),
+    "qform": ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+}
+"""What they consist of in a header."""
 _NO_UNIT_OR_MM = (0, 2)
 """The lower three bits of `xyzt_units`."""
 _LONGEST = 32767
@@ -52,11 +57,12 @@ def check_header(header: Any, path: Path) -> None:
             f"{path} says that its voxels begin at byte {int(header['vox_offset'])} (vox_offset in its header), where "
             f"they begin at {header.single_vox_offset} or later: correct it there"
         )
+    for form in _AFFINES if _is_nifti(header) else ():
+        if int(header[f"{form}_code"]) > 0 and not all(np.isfinite(header[name]).all() for name in _AFFINES[form]):
+            raise UserError(f"{path} has NaN or infinity in its affine ({form} in its header): correct it there")
     sform = _sform(header)
     if sform is None:
         return
-    if not np.isfinite(sform).all():
-        raise UserError(f"{path} has NaN or infinity in its affine (sform in its header): correct it there")
     lengths = np.linalg.norm(sform, axis=0)
     if int(header["qform_code"]) == 0 and (lengths > 0).all():
         cosines = sform / lengths

@@ -422,9 +422,20 @@ def test_a_header_whose_voxels_lie_in_it_is_refused(kind: Any, tmp_path: Path) -
     )
 
 
-def test_an_affine_with_nan_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    file = nifti(tmp_path / "a.nii", srow_x=[np.nan, 0, 0, 0], qform_code=0)
-    assert refusal(file.path) == "has NaN or infinity in its affine (sform in its header): correct it there"
+@pytest.mark.parametrize(
+    ("form", "fields"),
+    [
+        ("sform", {"srow_x": [np.nan, 0, 0, 0], "qform_code": 0}),
+        ("sform", {"srow_y": [0, 1, 0, np.inf]}),
+        ("qform", {"qoffset_z": np.nan, "sform_code": 0}),
+        ("qform", {"quatern_b": np.nan}),
+    ],
+)
+def test_an_affine_with_nan_is_refused(
+    form: str, fields: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = nifti(tmp_path / "a.nii", **fields)
+    assert refusal(file.path) == f"has NaN or infinity in its affine ({form} in its header): correct it there"
     assert capfd.readouterr().err == ""
 
 
