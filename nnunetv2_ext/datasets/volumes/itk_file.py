@@ -31,8 +31,11 @@ class ItkFile(File):
     @property
     def files(self) -> tuple[Path, ...]:
         """Itself; where header and voxels are two files, both, the header first."""
-        if self.path.name.lower().endswith(PAIRED) and self.path.exists():
+        name = self.path.name.lower()
+        if name.endswith(PAIRED) and self.path.exists():
             return pair(self.path)
+        if not name.endswith((*METAIMAGE, *NRRD)):
+            return (self.path,)
         try:
             data = self._voxel_data()
         except UserError:  # said when it is read
@@ -45,7 +48,7 @@ class ItkFile(File):
         ending = next((ending for ending in READ_BY_NNUNET if self.path.name.endswith(ending)), None)
         if ending is None or len(self.files) > 1:
             return None
-        header = nifti.header_of(self.path) if ending in NIFTI else None
+        header = self._nifti_header if ending in NIFTI else None
         if header is None:
             return ending
         converted = nifti.is_nifti_2(header) or (ending == ".nii" and not nifti.read_by_nibabel_io_alike(header))
@@ -57,10 +60,12 @@ class ItkFile(File):
         for path in self.files:
             if path != self.path and not path.exists():
                 raise UserError(f"there is no file {path}, which belongs to {self.path.name}")
-        header = self._nifti_header()
+        header = self._nifti_header
         if header is not None:
             nifti.check_header(header, self.path)
-        if self._voxel_data() is None and self.path.name.lower().endswith(METAIMAGE) and self.path.is_file():
+        name = self.path.name.lower()
+        data = self._voxel_data() if name.endswith((*METAIMAGE, *NRRD)) else None
+        if data is None and name.endswith(METAIMAGE) and self.path.is_file():
             raise self._other_format()  # of which ITK would print more
         if not nifti.is_nifti_2(header):
             return self._geometry_of(self.path)
@@ -70,7 +75,7 @@ class ItkFile(File):
     def image(self) -> sitk.Image:
         geometry = self.geometry()
         check_length(self.path)  # before SimpleITK says it less clearly
-        header = self._nifti_header()
+        header = self._nifti_header
         if nifti.is_nifti_2(header):
             image = from_array(self._voxels_of_nifti_2(header), geometry)
         else:
@@ -87,7 +92,7 @@ class ItkFile(File):
             self.image()
 
     def remark(self) -> str | None:
-        header = self._nifti_header()
+        header = self._nifti_header
         return nifti.remark_on_header(header, self.path) if header is not None else None
 
     def _geometry_of(self, path: Path) -> Geometry:
@@ -114,6 +119,7 @@ class ItkFile(File):
             what = f"{components} values per voxel" if components != 1 else f"{dimension} dimensions ({shape})"
             raise UserError(f"{self.path} has {what}, where a 3D image with one value per voxel is needed: split it")
 
+    @cached_property
     def _nifti_header(self) -> Any:
         name = self.path.name.lower()
         if name.endswith(PAIRED):
