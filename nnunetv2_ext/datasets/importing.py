@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from nnunetv2_ext import __version__
 from nnunetv2_ext.datasets import checking, writing
+from nnunetv2_ext.datasets.changes import changed_cases, described_job, is_done
 from nnunetv2_ext.datasets.checking import CheckJob, Finding, check_case
 from nnunetv2_ext.datasets.collection import TEST, Case, Collection
 from nnunetv2_ext.datasets.labelling import Labelling, number_classes, source_values
@@ -18,10 +19,10 @@ from nnunetv2_ext.datasets.overview import print_overview
 from nnunetv2_ext.datasets.remarks import remark_on_outdated, remark_on_unused_classes
 from nnunetv2_ext.datasets.spacing_remarks import remark_on_spacing
 from nnunetv2_ext.datasets.split_files import SPLITS_FILE, check_split, remark_on_split, write_split
-from nnunetv2_ext.datasets.staging import MANIFEST, Staging, check_free, files_of
+from nnunetv2_ext.datasets.staging import MANIFEST, Staging, check_free
 from nnunetv2_ext.datasets.volumes.array_files import TIFF_ENDINGS
 from nnunetv2_ext.datasets.workers import IMPORTED_ONCE
-from nnunetv2_ext.datasets.writing import Transfer, WriteJob, Written, look_at, write_case
+from nnunetv2_ext.datasets.writing import Transfer, WriteJob, Written, write_case
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.nnunet_folders import nnunet_folder, preprocessed_folder
 from nnunetv2_ext.worker_processes import Task, in_processes
@@ -102,9 +103,9 @@ def _import(kind: str, source: str, collection: Collection, options: ImportOptio
         )
         for case, values in found
     }
-    described = {name: _described(job) for name, job in jobs.items()}
+    described = {name: described_job(job) for name, job in jobs.items()}
     entries = {name: staging.record(name) for name in jobs}
-    waiting = [job for name, job in jobs.items() if not _is_done(entries[name], described[name], job.case)]
+    waiting = [job for name, job in jobs.items() if not is_done(entries[name], described[name], job.case)]
     description = _dataset_json(collection, labelling, source_values(found), ending, options.name)
     manifest = {
         "kind": kind,
@@ -115,7 +116,7 @@ def _import(kind: str, source: str, collection: Collection, options: ImportOptio
         "cases": entries,
         "finished": True,
     }
-    changed = _changed(staging.before, jobs, described)
+    changed = changed_cases(staging.before, jobs, described)
     for remark in [
         *remark_on_spacing(options.spacing, collection.cases, findings),
         *remark_on_unused_classes(kind, labelling.numbers, found),
@@ -163,48 +164,6 @@ def common_ending(cases: Sequence[Case]) -> str:
     endings = {image.ending for case in cases for image in case.images}
     ending = endings.pop() if len(endings) == 1 else None
     return ending or _CONVERTED_TO
-
-
-def _described(job: WriteJob) -> dict[str, Any]:
-    """All of a job that decides what is written, as JSON has it."""
-    return {
-        "part": job.case.part,
-        "subject": job.case.subject,
-        "ending": job.ending,
-        "transfer": job.transfer.value,
-        "numbers": {str(value): number for value, number in job.numbers.items()},
-        "volumes": [repr(volume) for volume in (*job.case.images, job.case.label)],
-    }
-
-
-def _is_done(entry: Mapping[str, Any] | None, described: Mapping[str, Any], case: Case) -> bool:
-    """Whether a case was imported just like this, and its sources have not changed since."""
-    return entry is not None and entry.get("job") == described and _has_same_sources(entry, case)
-
-
-def _changed(
-    before: Mapping[str, Any] | None, jobs: Mapping[str, WriteJob], described: Mapping[str, Mapping[str, Any]]
-) -> list[str]:
-    """The training cases that are new, gone, or have other voxels than in the finished dataset, as far as is known."""
-    if before is None:
-        return []
-    old = {name: entry for name, entry in before["cases"].items() if entry.get("job", {}).get("part") != TEST}
-    new = {name: job.case for name, job in jobs.items() if job.case.part != TEST}
-    same = {
-        name
-        for name in old.keys() & new.keys()
-        if all(old[name].get("job", {}).get(key) == described[name][key] for key in ("numbers", "volumes"))
-        and _has_same_sources(old[name], new[name])
-    }
-    return sorted((old.keys() | new.keys()) - same)
-
-
-def _has_same_sources(entry: Mapping[str, Any], case: Case) -> bool:
-    """Whether the files have the sizes and times that were noted when they were imported."""
-    volumes = [*case.images, *([case.label] if case.label else [])]
-    return [file["sources"] for file in files_of(entry)] == [
-        [look_at(path) for path in volume.files] for volume in volumes
-    ]
 
 
 def _write(
