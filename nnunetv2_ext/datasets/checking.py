@@ -140,9 +140,20 @@ def label_values(label: Volume) -> tuple[int, ...]:
 
 
 def distinct(array: np.ndarray) -> np.ndarray:
-    """The values in an array, ascending: of a label map, where neighbours are mostly equal, without sorting it all."""
-    flat = array.ravel()
-    return np.unique(np.concatenate([flat[:1], flat[1:][flat[1:] != flat[:-1]]]))
+    """The values in an array, ascending: of a label map, where neighbours are mostly equal, without sorting it all.
+
+    Eight bytes are compared at once, with the eight before them.
+    """
+    flat = np.ascontiguousarray(array).reshape(-1)
+    whole = flat.nbytes // 8 * 8 // flat.itemsize
+    words = flat[:whole].view(np.uint64)
+    changes = np.concatenate([words[:1], words[1:][words[1:] != words[:-1]]])
+    candidates = np.concatenate([changes.view(flat.dtype), flat[whole:]])
+    if flat.itemsize > 2:
+        return np.unique(candidates)
+    unsigned = np.dtype(f"u{flat.itemsize}")
+    found = np.flatnonzero(np.bincount(candidates.view(unsigned)))
+    return np.sort(found.astype(unsigned).view(flat.dtype))
 
 
 def geometry_of(volume: Volume) -> Geometry:

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -22,8 +23,11 @@ from nnunetv2_ext.datasets.collection import TEST, Case
 from nnunetv2_ext.datasets.volumes.array_files import TIFF_ENDINGS
 from nnunetv2_ext.datasets.volumes.volume import Geometry, Volume
 from nnunetv2_ext.errors import UserError
-from nnunetv2_ext.files import CHUNK_BYTES, sha256
+from nnunetv2_ext.files import CHUNK_BYTES, flush_to_disk, sha256
 from nnunetv2_ext.preprocessing.cases import MACHINE_FAULTS
+
+_BEGUN = ThreadPoolExecutor(1, "flush")
+"""What becomes of it is no matter here: what cannot be flushed is said when all are waited for."""
 
 
 class Transfer(str, Enum):
@@ -217,7 +221,10 @@ def _is_tiff(ending: str) -> bool:
 
 
 def _whole(path: Path, write: Callable[[Path], Any]) -> Any:
-    """Write under another name, and rename. It is flushed to disk with all others before the dataset has its name."""
+    """Write under another name, and rename.
+
+    The disk begins with it while others are written; before the dataset has its name, all are waited for.
+    """
     temporary = _temporary(path)
     try:
         result = write(temporary)
@@ -225,6 +232,7 @@ def _whole(path: Path, write: Callable[[Path], Any]) -> Any:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    _BEGUN.submit(flush_to_disk, path)
     return result
 
 
