@@ -1,12 +1,12 @@
 """An import of 200 cases beside a plain copy loop of the same files.
 
-    python benchmarks/importing.py [--cases N] [--size N] [--repeats N] [--processes N]
+    python benchmarks/importing.py [--cases N] [--shape Z Y X] [--repeats N] [--processes N]
 
-The source is a table of NIfTI images (int16, compressed) and label maps (0 to 2). The loop is `shutil.copyfile` over
-the same files, in one process, followed by fsync of each as the import does; the command is
-`nnUNetv2_import_dataset csv` with everything that it checks, once with --copy and once with --symlink, its start
-included. All take turns; ratios are of the medians. Ends with code 1 if copying or linking takes more than 1.3 times as
-long as the loop.
+The source is a table of NIfTI images (int16, noise, compressed) and label maps (0 to 2): eight cases, each of which
+lies there many times. The loop is `shutil.copyfile` over the same files, in one process, followed by fsync of each as
+the import does; the command is `nnUNetv2_import_dataset csv` with everything that it checks, once with --copy and once
+with --symlink, its start included. All take turns; ratios are of the medians. Ends with code 1 if copying or linking
+takes more than 1.3 times as long as the loop.
 """
 
 from __future__ import annotations
@@ -28,23 +28,38 @@ import SimpleITK as sitk
 from nnunetv2_ext.files import flush_to_disk
 
 LIMIT = 1.3
+_DISTINCT = 8
 
 
-def make_source(folder: Path, num_cases: int, size: int) -> Path:
-    """A table with `num_cases` rows, its images of `size` voxels along each axis."""
+def make_source(folder: Path, num_cases: int, shape: tuple[int, ...]) -> Path:
+    """A table with `num_cases` rows; one in `_DISTINCT` is made, the others are its copies."""
     rng = np.random.default_rng(0)
     with (folder / "table.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(("image", "label"))
         for index in range(num_cases):
-            image = rng.integers(0, 1200, (size,) * 3).astype(np.int16)
-            label = np.zeros((size,) * 3, np.uint8)
-            label[size // 4 : size // 2, size // 3 :] = 1
-            label[size // 2 :, : size // 2, index % size :] = 2
-            for name, array in (("image", image), ("label", label)):
-                sitk.WriteImage(sitk.GetImageFromArray(array), str(folder / f"{name}_{index:03d}.nii.gz"), True)
-            table.writerow((f"image_{index:03d}.nii.gz", f"label_{index:03d}.nii.gz"))
+            image, label = (folder / f"{name}_{index:03d}.nii.gz" for name in ("image", "label"))
+            table.writerow((image.name, label.name))
+            if index < _DISTINCT:
+                for path, array in (
+                    (image, rng.integers(0, 1200, shape).astype(np.int16)),
+                    (label, _organs(shape, rng)),
+                ):
+                    sitk.WriteImage(sitk.GetImageFromArray(array), str(path), True)
+            else:
+                for path in (image, label):
+                    shutil.copyfile(path.with_name(path.name.replace(f"{index:03d}", f"{index % _DISTINCT:03d}")), path)
     return folder / "table.csv"
+
+
+def _organs(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Two ellipsoids of a third of the field."""
+    label = np.zeros(shape, np.uint8)
+    grid = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij", sparse=True)
+    for value in (1, 2):
+        centre = rng.uniform(-0.5, 0.5, 3)
+        label[sum(((axis - c) / 0.35) ** 2 for axis, c in zip(grid, centre, strict=True)) < 1] = value
+    return label
 
 
 def copy_loop(source: Path, target: Path) -> float:
@@ -77,7 +92,7 @@ def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=200)
-    parser.add_argument("--size", type=int, default=128, help="voxels along each axis")
+    parser.add_argument("--shape", type=int, nargs=3, default=[128, 256, 256], help="voxels of a case")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
@@ -85,18 +100,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         source = Path(root) / "source"
         source.mkdir()
-        table = make_source(source, args.cases, args.size)
+        table = make_source(source, args.cases, tuple(args.shape))
         num_bytes = sum(path.stat().st_size for path in source.iterdir())
         for _ in range(args.repeats):
             for what, seconds in times.items():
                 folder = Path(root) / "target"
                 shutil.rmtree(folder, ignore_errors=True)
+                os.sync()
                 if what == "loop":
                     seconds.append(copy_loop(source, folder))
                 else:
                     seconds.append(import_table(table, folder, what, args.processes))
     loop = statistics.median(times["loop"])
-    print(f"{args.cases} cases, {num_bytes / 1e6:.0f} MB, {args.processes} processes\n")
+    shape = " x ".join(map(str, args.shape))
+    print(f"{args.cases} cases of {shape}, {num_bytes / 1e6:.0f} MB, {args.processes} processes\n")
     print("| | seconds | ratio |\n|---|---|---|")
     for what, seconds in times.items():
         print(f"| {what} | {statistics.median(seconds):.2f} | {statistics.median(seconds) / loop:.2f} |")

