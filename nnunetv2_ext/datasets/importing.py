@@ -16,7 +16,7 @@ from nnunetv2_ext.datasets.checking import CheckJob, Finding, check_case
 from nnunetv2_ext.datasets.collection import TEST, Case, Collection
 from nnunetv2_ext.datasets.labelling import Labelling, number_classes, source_values
 from nnunetv2_ext.datasets.overview import print_overview
-from nnunetv2_ext.datasets.remarks import remark_on_outdated, remark_on_unused_classes
+from nnunetv2_ext.datasets.remarks import remark_on_outdated, remark_on_shared_images, remark_on_unused_classes
 from nnunetv2_ext.datasets.spacing_remarks import remark_on_spacing
 from nnunetv2_ext.datasets.split_files import SPLITS_FILE, check_split, remark_on_split, write_split
 from nnunetv2_ext.datasets.staging import MANIFEST, Staging, check_free
@@ -118,6 +118,7 @@ def _import(kind: str, source: str, collection: Collection, options: ImportOptio
     }
     changed = changed_cases(staging.before, jobs, described)
     for remark in [
+        *remark_on_shared_images(collection.cases),
         *remark_on_spacing(options.spacing, collection.cases, findings),
         *remark_on_unused_classes(kind, labelling.numbers, found),
         *remark_on_outdated(options.dataset, description, (staging.before or {}).get("dataset"), changed),

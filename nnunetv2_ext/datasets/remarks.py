@@ -1,4 +1,5 @@
-"""What the user should know before a dataset is made: classes without a case, and what a change makes out of date."""
+"""What the user should know before a dataset is made: images that stand twice, classes without a case, plans that are
+out of date after a change."""
 
 from __future__ import annotations
 
@@ -21,6 +22,22 @@ _DESCRIBED = {"labels": "labels", "channel_names": "channel names", "file_ending
 _NO_CASES = ("gt_segmentations",)
 _OURS = "ptPlans"
 _RESULTS = "nnUNet_results"
+
+
+def remark_on_shared_images(cases: Sequence[Case]) -> list[str]:
+    """A line about images that several subjects have: a network would be validated with what it was trained with."""
+    first: dict[str, Case] = {}
+    shared = []
+    for case in cases:
+        other = first.setdefault(case.images[0].where, case) if case.images else case
+        if other.subject != case.subject:
+            shared.append(f"{case.name} of {other.name}")
+    if not shared:
+        return []
+    return [
+        f"{counted(len(shared), 'case')} with the image of another subject's case ({listed(shared)}): one may validate "
+        "what the other has trained; make them one subject, or remove one"
+    ]
 
 
 def remark_on_unused_classes(

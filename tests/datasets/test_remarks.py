@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nnunetv2_ext.datasets.collection import TEST
-from nnunetv2_ext.datasets.remarks import remark_on_outdated, remark_on_unused_classes
+from nnunetv2_ext.datasets.remarks import remark_on_outdated, remark_on_shared_images, remark_on_unused_classes
+from nnunetv2_ext.datasets.volumes.opening import volume_at
 from tests.datasets.overviews import case
 
 DATASET = "Dataset123_Cells"
@@ -184,3 +186,17 @@ def test_a_model_is_still_good_for_another_file_ending_or_more_cases(model: Path
 def test_no_folder_of_results_is_needed(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("nnUNet_results")
     assert remark_on_outdated(DATASET, described(labels={}), DESCRIPTION, ()) == []
+
+
+def test_images_that_two_subjects_share_are_remarked_on_and_those_of_one_subject_are_not() -> None:
+    scans = [(volume_at(Path(f"/{name}.nii.gz")),) for name in "abc"]
+    cases = [
+        replace(case("one"), images=scans[0], subject="P1"),
+        replace(case("two"), images=scans[1], subject="P2"),
+        replace(case("three"), images=scans[0], subject="P3"),
+        replace(case("four"), images=scans[1], subject="P2"),
+        replace(case("bad"), images=()),
+    ]
+    (line,) = remark_on_shared_images(cases)
+    assert line.startswith("1 case with the image of another subject's case (three of one): one may validate")
+    assert remark_on_shared_images([cases[1], cases[3], cases[4], cases[4]]) == []
