@@ -116,12 +116,15 @@ def plan_dynamic(workplace: Workplace, name: str, source: Path, *options: object
 
 
 def predict(model: Model, output: Path, *options: object, plans: str = "", images: Path | None = None) -> Path:
-    """Predict the dataset's unseen images by stock nnU-Net's command; returns the folder."""
+    """Predict the dataset's unseen images by stock nnU-Net's command; returns the folder.
+
+    In the command's own process: each that it starts imports torch anew, which takes longer than these predictions.
+    """
     place = model.workplace
     run_command(
         "nnUNetv2_predict", "-i", images or place.raw / "imagesTs", "-o", output, "-d", place.dataset_id,
         "-c", "3d_fullres", "-f", 0, "-p", plans or model.inner_name, "-tr", model.trainer, "-device", "cpu",
-        "-npp", 1, "-nps", 1, *options, env=place.env,
+        "-npp", 0, "-nps", 0, *options, env=place.env,
     )  # fmt: skip
     return output
 
