@@ -18,9 +18,10 @@ from nnunetv2_ext.datasets.labelling import Labelling, number_classes, source_va
 from nnunetv2_ext.datasets.overview import print_overview
 from nnunetv2_ext.datasets.remarks import remark_on_outdated, remark_on_shared_images, remark_on_unused_classes
 from nnunetv2_ext.datasets.spacing_remarks import remark_on_spacing
-from nnunetv2_ext.datasets.split_files import SPLITS_FILE, check_split, remark_on_split, write_split
+from nnunetv2_ext.datasets.split_files import SPLITS_FILE, check_split, folds_line, remark_on_split, write_split
 from nnunetv2_ext.datasets.staging import MANIFEST, Staging, check_free
 from nnunetv2_ext.datasets.volumes.array_files import TIFF_ENDINGS
+from nnunetv2_ext.datasets.wording import counted
 from nnunetv2_ext.datasets.workers import IMPORTED_ONCE
 from nnunetv2_ext.datasets.writing import Transfer, WriteJob, Written, write_case
 from nnunetv2_ext.errors import UserError
@@ -125,11 +126,11 @@ def _import(kind: str, source: str, collection: Collection, options: ImportOptio
     ]:
         print(remark)
     if options.dry_run:
-        print(f"{len(waiting)} of {len(jobs)} cases are to be imported; nothing was written")
+        print(f"to be imported: {len(waiting):,} of {counted(len(jobs), 'case')}; nothing was written")
         return
     if not waiting and staging.before == manifest:
         write_split(options.dataset, collection.splits)
-        print(f"{staging.final} holds all {len(jobs)} cases as they are in the source: nothing to do")
+        print(f"{staging.final} holds {counted(len(jobs), 'case')} as in the source: nothing to do")
         return
     staging.begin(kind, source)
     _write(waiting, described, entries, staging, options.num_processes)
@@ -156,7 +157,7 @@ def _refuse(collection: Collection, findings: Mapping[str, Finding], more: str) 
     rows = {case.name: case.row for case in collection.cases}
     bad = [finding for finding in findings.values() if finding.problems]
     if bad:
-        others = f" (and {len(bad) - 1} more cases; {more})" if len(bad) > 1 else ""
+        others = f" (and {counted(len(bad) - 1, 'more case')}; {more})" if len(bad) > 1 else ""
         raise UserError(f"{bad[0].name} ({rows[bad[0].name]}): {bad[0].problems[0]}{others}; nothing was imported")
 
 
@@ -188,7 +189,7 @@ def _write(
             entries[written.name] = {"job": described[written.name], **written.entry}
             staging.note(written.name, entries[written.name])
     if problems:
-        others = f" (and {len(problems) - 1} more cases)" if len(problems) > 1 else ""
+        others = f" (and {counted(len(problems) - 1, 'more case')})" if len(problems) > 1 else ""
         raise UserError(
             f"{problems[0].name} could not be imported: {problems[0].problem}{others}; what is done is kept: the same "
             "command goes on"
@@ -216,12 +217,11 @@ def _say_what_is_next(final: Path, collection: Collection, waiting: Sequence[Wri
     tests = sum(case.part == TEST for case in collection.cases)
     kept = len(collection.cases) - len(waiting)
     print(
-        f"{final}: {len(collection.training_cases)} training cases, {tests} test cases"
+        f"{final}: {counted(len(collection.training_cases), 'training case')}, {counted(tests, 'test case')}"
         + (f" ({kept} were there)" if kept else "")
     )
-    if collection.splits is not None:
-        folds = len(collection.splits)
-        print(f"{preprocessed_folder(options.dataset) / SPLITS_FILE}: {folds} fold{'s' if folds > 1 else ''}")
+    if line := folds_line(options.dataset, collection.splits, len(collection.training_cases)):
+        print(line)
     remark_on_split(options.dataset, collection.splits, [case.name for case in collection.training_cases])
     clean = " --clean" if (preprocessed_folder(options.dataset) / "dataset_fingerprint.json").is_file() else ""
     print(f"next: nnUNetv2_plan_and_preprocess -d {options.dataset_id} --verify_dataset_integrity{clean} --no_pp")

@@ -10,7 +10,7 @@ from rich.console import Console
 from nnunetv2_ext.datasets.checking import Finding
 from nnunetv2_ext.datasets.collection import BACKGROUND, TEST, TRAIN, VAL, Collection
 from nnunetv2_ext.datasets.labelling import number_classes, source_values
-from nnunetv2_ext.datasets.splits import Splits
+from nnunetv2_ext.datasets.splits import Splits, how_to_train
 from nnunetv2_ext.datasets.table import case_table
 from nnunetv2_ext.datasets.wording import counted, listed, ranged
 from nnunetv2_ext.errors import UserError
@@ -68,7 +68,7 @@ def _where_else(name: str, number: int, values: Mapping[str, Sequence[int]]) -> 
 
 def _folds(collection: Collection) -> str:
     if collection.splits is None:
-        return "folds: those that nnU-Net makes; the source defines none"
+        return f"folds: {how_to_train(None, len(collection.training_cases))}"
     return f"folds: {_described(collection.splits, [case.name for case in collection.training_cases])}"
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from nnunetv2_ext.datasets.splits import Splits
+from nnunetv2_ext.datasets.splits import NUM_FOLDS, Splits, how_to_train
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.files import write_json
 from nnunetv2_ext.nnunet_folders import preprocessed_folder
@@ -45,6 +45,14 @@ def write_split(dataset: str, splits: Splits | None) -> None:
         os.replace(path, path.with_name(PREVIOUS))
         print(f"{path} is another than before, which is kept as {PREVIOUS}: train all folds anew")
     write_json(path, splits)
+
+
+def folds_line(dataset: str, splits: Splits | None, num_cases: int) -> str | None:
+    """With which folds to train; None where nnU-Net makes them all itself, or the user has written them."""
+    path = preprocessed_folder(dataset) / SPLITS_FILE
+    if splits is None and (path.is_file() or num_cases >= NUM_FOLDS):
+        return None
+    return f"{'folds' if splits is None else path}: {how_to_train(splits, num_cases)}"
 
 
 def remark_on_split(dataset: str, splits: Splits | None, cases: Sequence[str]) -> None:

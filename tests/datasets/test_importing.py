@@ -269,7 +269,7 @@ def test_every_case_that_fails_is_counted_and_the_others_are_kept(raw: Path, tab
     for name in "fg":
         table.add(name, ending=".nrrd")
         damage(table.image(name, ".nrrd"))
-    with pytest.raises(UserError, match=r"^f could not be imported: .*\(and 1 more cases\)"):
+    with pytest.raises(UserError, match=r"^f could not be imported: .*\(and 1 more case\)"):
         import_table(table)
     assert set(cases_on_disk(raw.parent / f".{NAME}.importing")) == files_of(*"abcde")
 
@@ -405,7 +405,7 @@ def test_nothing_is_done_where_nothing_has_changed(
     before = on_disk(raw.parent.parent)
     capsys.readouterr()
     import_table(table)
-    assert f"{raw} holds all 6 cases as they are in the source: nothing to do" in capsys.readouterr().out
+    assert f"{raw} holds 6 cases as in the source: nothing to do" in capsys.readouterr().out
     assert on_disk(raw.parent.parent) == before
 
 
@@ -548,7 +548,7 @@ def test_the_first_case_with_a_problem_is_named_with_its_row_and_the_others_are_
         import_table(table)
     message = str(error_info.value)
     assert message.startswith(f"b (table.csv, line 3): there is no file {table.label('b')} (label)")
-    assert message.endswith(" (and 1 more cases; --dry_run lists all); nothing was imported")
+    assert message.endswith(" (and 1 more case; --dry_run lists all); nothing was imported")
     assert list(raw.parent.iterdir()) == []
 
 
@@ -582,7 +582,7 @@ def test_a_dry_run_lists_every_case_and_its_problem_and_writes_nothing(
     assert "2.5 x 0.75 x 1" in rows["a"][0]
     assert "1 label_1, 2 label_2" in rows["a"][0]
     assert (f"b (table.csv, line 3): there is no file {table.label('b')} (label)" in lines) == bad
-    assert ("5 of 5 cases are to be imported; nothing was written" in lines) == (not bad)
+    assert ("to be imported: 5 of 5 cases; nothing was written" in lines) == (not bad)
     assert not raw.parent.exists()
 
 

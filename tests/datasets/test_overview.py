@@ -61,7 +61,7 @@ def test_the_summary_has_channels_and_classes_as_the_dataset_and_the_values_wher
     made = case("a", classes={**LIVER, 9: "liver"})
     lines = summary_lines(collection_of(made), {"a": found_in("a", 0, 1, 5, 9)}, NUMBERS)
     assert lines[1:] == [
-        "folds: those that nnU-Net makes; the source defines none",
+        "folds: none: 1 training case cannot be divided: train with -f all, which validates with what it trains",
         "channels: 0 image",
         "classes: 0 background, 1 liver (1, 9 in the source), 2 cyst (5 in the source)",
     ]

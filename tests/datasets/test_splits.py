@@ -7,9 +7,11 @@ from itertools import chain
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunetv2_ext.datasets.collection import TEST, TRAIN, VAL, Case
-from nnunetv2_ext.datasets.splits import split_by_part, split_by_subject
+from nnunetv2_ext.datasets.splits import how_to_train, split_by_part, split_by_part_or_subject, split_by_subject
+from nnunetv2_ext.errors import UserError
 from tests.datasets.conftest import case_of
 
 PARTS = st.sampled_from([TRAIN, VAL, TEST])
@@ -84,3 +86,33 @@ def test_a_validating_case_counts_as_one_of_training() -> None:
     split = split_by_subject([*cases_of("A", "A", "B"), case_of(name="other", subject="B", part=VAL)])
     assert split is not None
     assert {tuple(fold["val"]) for fold in split} == {("case_000", "case_001"), ("case_002", "other")}
+
+
+def test_parts_go_before_subjects_and_subjects_divide_where_nothing_validates() -> None:
+    val = case_of(name="v", subject="C", part=VAL)
+    assert split_by_part_or_subject([*cases_of("A", "B"), val], "train.csv") == [
+        {"train": ["case_000", "case_001"], "val": ["v"]}
+    ]
+    assert split_by_part_or_subject(cases_of("A", "B"), "train.csv") == split_by_subject(cases_of("A", "B")) is not None
+
+
+def test_cases_that_all_validate_are_refused() -> None:
+    cases = [case_of(name="v", part=VAL), case_of(name="t", part=TEST)]
+    with pytest.raises(UserError, match=r"^t\.csv \(split\): cases are for validation, and none for training"):
+        split_by_part_or_subject(cases, "t.csv (split)")
+
+
+@pytest.mark.parametrize("number", range(1, 7))
+def test_all_is_advised_where_stock_nnunet_cannot_make_folds(number: int) -> None:
+    try:
+        generate_crossval_split([f"case_{i}" for i in range(number)])
+    except ValueError:
+        assert "train with -f all" in how_to_train(None, number)
+    else:
+        assert how_to_train(None, number) == "those that nnU-Net makes; the source defines none"
+
+
+def test_folds_are_named_as_they_are_trained() -> None:
+    fold = {"train": ["a"], "val": ["b"]}
+    assert how_to_train([fold], 2) == "1 fold: train with -f 0"
+    assert how_to_train([fold] * 3, 3) == "3 folds: train with -f 0 1 2"

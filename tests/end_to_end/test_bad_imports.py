@@ -267,7 +267,7 @@ def test_several_bad_cases_are_counted_and_all_are_listed_by_a_dry_run(
 ) -> None:
     for name in "bd":
         table.label(name).unlink()
-    import_refused(of(table), "b (table.csv, line 3)", "(and 1 more cases; --dry_run lists all)")
+    import_refused(of(table), "b (table.csv, line 3)", "(and 1 more case; --dry_run lists all)")
     message = import_refused(of(table), "b (table.csv, line 3)", "all are listed above", more=("--dry_run",))
     assert "--dry_run" not in message
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from nnunetv2_ext.datasets.collection import TEST, TRAIN, VAL, Case
-from nnunetv2_ext.datasets.splits import SEED, Splits, split_by_subject
+from nnunetv2_ext.datasets.splits import SEED, Splits, split_by_part_or_subject
+from nnunetv2_ext.datasets.wording import counted
 from nnunetv2_ext.errors import UserError
 
 SPLIT_KEYS = ("train_ratio", "replace", "k_sample", "train_val_test_idx", "train_on_all")
@@ -25,7 +26,7 @@ def split_as_configured(cases: list[Case], content: Mapping[str, Any]) -> tuple[
         The cases with their parts, without those that are left out; `splits_final.json`; remarks for the user.
 
     Raises:
-        UserError: a value that cannot be, an index without a case or in two lists.
+        UserError: a value that cannot be, an index without a case or in two lists, none for training.
     """
     ratio, k_sample, indices = (content.get(key) for key in ("train_ratio", "k_sample", "train_val_test_idx"))
     everything, with_replacement = _switch(content, "train_on_all"), _switch(content, "replace")
@@ -39,7 +40,9 @@ def split_as_configured(cases: list[Case], content: Mapping[str, Any]) -> tuple[
     if indices is not None:
         cases, left_out = _by_index(cases, indices, everything)
         if left_out:
-            remarks.append(f"train_val_test_idx leave out {left_out} cases")
+            remarks.append(f"train_val_test_idx leave out {counted(left_out, 'case')}")
+        if ratio != 1:
+            remarks.append(f"train_ratio ({ratio}) is not used: train_val_test_idx say who validates")
         training = sorted({case.subject for case in cases if case.part == TRAIN})
         validation = {case.subject for case in cases if case.part == VAL}
     else:
@@ -48,6 +51,9 @@ def split_as_configured(cases: list[Case], content: Mapping[str, Any]) -> tuple[
         num_validation = 0 if ratio == 1 else min(max(1, round(len(subjects) * (1 - ratio))), len(subjects) - 1)
         validation, training = set(subjects[:num_validation]), sorted(subjects[num_validation:])
     drawn = _draw(training, with_replacement, k_sample, chance)
+    if indices is not None and k_sample is not None and not everything and set(drawn) != set(training):
+        of = f"{len(set(drawn))} of the {counted(len(training), 'subject')} that train_val_test_idx name for training"
+        remarks.append(f"k_sample draws {of}: the others are in no fold")
     if ratio == 1 and indices is None:  # what was not drawn validates
         validation = set(training) - set(drawn)
     if indices is None:
@@ -55,7 +61,7 @@ def split_as_configured(cases: list[Case], content: Mapping[str, Any]) -> tuple[
     if everything:
         drawn = sorted({case.subject for case in cases if case.part != TEST})
     if not validation or not drawn:
-        return cases, split_by_subject(cases), remarks
+        return cases, split_by_part_or_subject(cases, "train_val_test_idx"), remarks
     of_subject: dict[str, list[str]] = {}
     for case in cases:
         if case.part != TEST:
@@ -79,8 +85,8 @@ def _draw(subjects: list[str], with_replacement: bool, k: int | None, chance: ra
     if with_replacement:
         return chance.choices(subjects, k=k or len(subjects)) if subjects else []
     if k is not None and k > len(subjects):
-        there_are = f"there are {len(subjects)} subjects to draw from"
-        raise UserError(f"k_sample is {k}, but {there_are}: give at most that, or replace: true")
+        to_draw_from = f"{'there is' if len(subjects) == 1 else 'there are'} {counted(len(subjects), 'subject')}"
+        raise UserError(f"k_sample is {k}, but {to_draw_from} to draw from: give at most that, or replace: true")
     return subjects if k is None else sorted(chance.sample(subjects, k))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nnunetv2_ext.datasets.collection import TEST, TRAIN, VAL, Case, Collection, case_name, choose_channel_names
 from nnunetv2_ext.datasets.sources.tables import rows
-from nnunetv2_ext.datasets.splits import split_by_part, split_by_subject
+from nnunetv2_ext.datasets.splits import split_by_part_or_subject
 from nnunetv2_ext.datasets.volumes.opening import volume_at
 from nnunetv2_ext.datasets.volumes.volume import File
 from nnunetv2_ext.errors import UserError
@@ -105,9 +105,7 @@ def read_csv_table(
         )
     if not cases:
         raise UserError(f"{table} has no rows below its header: give each case one")
-    splits = split_by_part(cases)
-    if splits is None:
-        splits = split_by_subject(cases)
+    splits = split_by_part_or_subject(cases, f"{table} ({columns.split})")
     to_rename = (
         "give names in a column (-case COLUMN)"
         if columns.case is None

@@ -14,6 +14,7 @@ from nnunetv2_ext.datasets.sources.configured_split import split_as_configured
 from nnunetv2_ext.datasets.sources.merged_fields import common_classes, parse_ca_type
 from nnunetv2_ext.datasets.sources.pattern_file import SUBJECT, DataSet, read_pattern_file
 from nnunetv2_ext.datasets.volumes.opening import volume_at
+from nnunetv2_ext.datasets.wording import counted
 from nnunetv2_ext.errors import UserError
 
 
@@ -36,7 +37,8 @@ def read_patterns(config: Path, spacing: tuple[float, float, float] | None = Non
     num_merged = sum(bool(case.merged) for case in cases)
     if num_merged:
         groups = sorted({" and ".join(group) for case in cases for group in case.merged})
-        remarks.append(f"{num_merged} cases have merged classes ({'; '.join(groups)}): train with --set loss=marginal")
+        have = f"{counted(num_merged, 'case')} {'has' if num_merged == 1 else 'have'}"
+        remarks.append(f"{have} merged classes ({'; '.join(groups)}): train with --set loss=marginal")
     names = dict.fromkeys(name for dataset in datasets for name in dataset.classes.values())
     names.update(dict.fromkeys(name for case in cases for group in case.merged for name in group))
     names.pop(BACKGROUND, None)

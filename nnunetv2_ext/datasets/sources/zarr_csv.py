@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nnunetv2_ext.datasets.collection import TEST, TRAIN, VAL, Case, Collection, case_name, choose_channel_names
 from nnunetv2_ext.datasets.sources.tables import rows
-from nnunetv2_ext.datasets.splits import split_by_part
+from nnunetv2_ext.datasets.splits import split_by_part_or_subject
 from nnunetv2_ext.datasets.volumes.array_files import NpyFile
 from nnunetv2_ext.datasets.volumes.zarr_crop import ZarrCrop, open_array
 from nnunetv2_ext.errors import UserError
@@ -47,6 +47,8 @@ def read_zarr_csv(
         UserError: there is no `train.csv` or no row in it, a column is missing, the metadata name different units,
             more or fewer channel names than channels.
     """
+    if root.is_file():
+        raise UserError(f"{root} is a file: give the folder that it is in, with train.csv and the masks")
     names = choose_channel_names(channel_names, CHANNEL_NAMES if reference else CHANNEL_NAMES[1:])
     cases: list[Case] = []
     for part in (TRAIN, VAL, TEST):
@@ -62,7 +64,7 @@ def read_zarr_csv(
         tuple(cases),
         names,
         tuple((classes or {}).values()),
-        splits=split_by_part(cases),
+        splits=split_by_part_or_subject(cases, root),
         remarks=tuple(f"the spacing is in {unit}s, as the OME metadata have it" for unit in units),
         described={"spacing_unit": units[0]} if units else {},
         to_rename="give each row an ID of its own",
@@ -134,10 +136,9 @@ def _masks(folder: Path) -> dict[str, list[Path]]:
 
 
 def _mask(folder: Path, identifier: str, found: Sequence[Path], problems: list[str]) -> Path:
-    """Of the masks of an ID the one that is called just like it, else the only one."""
-    exact = folder / f"{identifier}_mask.npy"
-    if exact in found or not found:
-        return exact
+    """The mask of an ID. Two are a problem even if one is called just like it: `7` and `07` are the same number."""
+    if not found:
+        return folder / f"{identifier}_mask.npy"
     if len(found) > 1:
         names = " and ".join(path.name for path in found)
         problems.append(f"{names} may be the mask of the ID {identifier}: remove one")

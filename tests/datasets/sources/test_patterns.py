@@ -512,7 +512,26 @@ def test_indices_name_the_cases_in_the_order_of_the_collection(tmp_path: Path) -
     expected = dict(zip((0, 4, 1, 5, 2, 6), (TRAIN, TRAIN, VAL, VAL, TEST, TEST), strict=True))
     assert parts == {names[i]: part for i, part in expected.items()}
     assert collection.splits == [{"train": [names[0], names[4]], "val": [names[1], names[5]]}]
-    assert collection.remarks == ("train_val_test_idx leave out 2 cases",)
+    assert collection.remarks == (
+        "train_val_test_idx leave out 2 cases",
+        "train_ratio (0.5) is not used: train_val_test_idx say who validates",
+    )
+
+
+def test_of_the_subjects_that_indices_name_those_that_are_not_drawn_are_remarked_on(tmp_path: Path) -> None:
+    make_subjects(tmp_path / "clark", 4)
+    collection = read(tmp_path, train_val_test_idx=[[0, 1, 2, 4, 5, 6], [3, 7], []], k_sample=1)
+    assert collection.splits is not None
+    assert len(collection.splits[0]["train"]) == 2  # left and right
+    assert collection.remarks == (
+        "k_sample draws 1 of the 3 subjects that train_val_test_idx name for training: the others are in no fold",
+    )
+
+
+def test_indices_without_a_training_case_are_refused(tmp_path: Path) -> None:
+    make_subjects(tmp_path / "clark", 2)
+    with pytest.raises(UserError, match=r"^train_val_test_idx: cases are for validation, and none for training"):
+        read(tmp_path, train_val_test_idx=[[], [0, 1], [2, 3]])
 
 
 def test_cases_keep_their_index_when_others_are_left_out(tmp_path: Path) -> None:

@@ -320,7 +320,7 @@ def test_three_tables_are_three_parts_and_validation_is_one_fold(tmp_path: Path)
 
 
 def test_without_a_table_of_validation_the_split_is_left_to_nnunet(tmp_path: Path) -> None:
-    write(tmp_path, row(ID=1), row(ID=2))
+    write(tmp_path, *(row(ID=i) for i in range(5)))
     write(tmp_path, row(ID=1), part="test")
     assert read_zarr_csv(tmp_path).splits is None
 
@@ -413,16 +413,26 @@ def test_a_training_mask_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert finding(case).problems == (f"there is no file {tmp_path}/train/7_mask.npy",)
 
 
-def test_two_masks_for_one_id_are_told_apart_by_the_name_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("identifier", ["7", "07"])
+def test_two_masks_for_one_id_are_a_problem_that_names_both(identifier: str, tmp_path: Path) -> None:
     make_array(tmp_path / "cells.zarr")
-    write(tmp_path, row(ID="7"), masks=["7", "007"])
-    label = the_case(tmp_path, spacing=SPACING).label
-    assert label is not None
-    assert label.where == f"{tmp_path}/train/7_mask.npy"
-    write(tmp_path, row(ID="07"), masks=[])
+    write(tmp_path, row(ID=identifier), masks=["7", "007"])
     assert the_case(tmp_path, spacing=SPACING).problems == (
-        "007_mask.npy and 7_mask.npy may be the mask of the ID 07: remove one",
+        f"007_mask.npy and 7_mask.npy may be the mask of the ID {identifier}: remove one",
     )
+
+
+@pytest.mark.parametrize(("number", "folds"), [(1, None), (3, 3), (5, None)])
+def test_fewer_than_five_crops_are_divided_for_nnunet_cannot(number: int, folds: int | None, tmp_path: Path) -> None:
+    make_array(tmp_path / "cells.zarr")
+    splits = read_zarr_csv(write(tmp_path, *(row(ID=i) for i in range(number))), spacing=SPACING).splits
+    assert (None if splits is None else [len(fold["val"]) for fold in splits]) == (folds and [1] * folds)
+
+
+def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
+    write(tmp_path, row())
+    with pytest.raises(UserError, match=r"train\.csv is a file: give the folder that it is in"):
+        read_zarr_csv(tmp_path / "train.csv")
 
 
 def test_a_table_without_a_row_to_train_with_is_refused(tmp_path: Path) -> None:
