@@ -15,6 +15,7 @@ from nnunetv2_ext.datasets.changes import changed_cases, described_job, is_done
 from nnunetv2_ext.datasets.checking import CheckJob, Finding, check_case
 from nnunetv2_ext.datasets.collection import TEST, Case, Collection
 from nnunetv2_ext.datasets.labelling import Labelling, number_classes, source_values
+from nnunetv2_ext.datasets.overlaps import remark_on_overlaps
 from nnunetv2_ext.datasets.overview import print_overview
 from nnunetv2_ext.datasets.remarks import remark_on_outdated, remark_on_shared_images, remark_on_unused_classes
 from nnunetv2_ext.datasets.spacing_remarks import remark_on_spacing
@@ -120,6 +121,7 @@ def _import(kind: str, source: str, collection: Collection, options: ImportOptio
     changed = changed_cases(staging.before, jobs, described)
     for remark in [
         *remark_on_shared_images(collection.cases),
+        *remark_on_overlaps(collection.cases),
         *remark_on_spacing(options.spacing, collection.cases, findings),
         *remark_on_unused_classes(kind, labelling.numbers, found),
         *remark_on_outdated(options.dataset, description, (staging.before or {}).get("dataset"), changed),
@@ -154,11 +156,11 @@ def _check(cases: Sequence[Case], options: ImportOptions) -> dict[str, Finding]:
 
 def _refuse(collection: Collection, findings: Mapping[str, Finding], more: str) -> None:
     """Raises UserError for cases with problems: the first, and how many there are."""
-    rows = {case.name: case.row for case in collection.cases}
+    titles = {case.name: case.title for case in collection.cases}
     bad = [finding for finding in findings.values() if finding.problems]
     if bad:
         others = f" (and {counted(len(bad) - 1, 'more case')}; {more})" if len(bad) > 1 else ""
-        raise UserError(f"{bad[0].name} ({rows[bad[0].name]}): {bad[0].problems[0]}{others}; nothing was imported")
+        raise UserError(f"{titles[bad[0].name]}: {bad[0].problems[0]}{others}; nothing was imported")
 
 
 def common_ending(cases: Sequence[Case]) -> str:

@@ -34,7 +34,7 @@ def problem_lines(collection: Collection, findings: Mapping[str, Finding]) -> li
     lines = []
     for case in collection.cases:
         for problem in dict.fromkeys((*case.problems, *findings[case.name].problems)):
-            lines.append(f"{case.name} ({case.row}): {' '.join(problem.split())}")
+            lines.append(f"{case.title}: {' '.join(problem.split())}")
     return list(dict.fromkeys(lines))
 
 

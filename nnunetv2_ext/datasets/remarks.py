@@ -4,12 +4,13 @@ out of date after a change."""
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nnunetv2_ext.datasets.collection import BACKGROUND, TEST, Case
 from nnunetv2_ext.datasets.labelling import IGNORE, class_of
+from nnunetv2_ext.datasets.volumes.identity import identity
 from nnunetv2_ext.datasets.wording import counted, listed
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.nnunet_folders import dataset_id, nnunet_folder, preprocessed_folder, read_json
@@ -25,18 +26,25 @@ _RESULTS = "nnUNet_results"
 
 
 def remark_on_shared_images(cases: Sequence[Case]) -> list[str]:
-    """A line about images that several subjects have: a network would be validated with what it was trained with."""
-    first: dict[str, Case] = {}
-    shared = []
+    """A line about images that several subjects have: a network would be validated with what it was trained with.
+
+    Args:
+        cases: after `Collection.checked`, so that no two of different parts have the same image.
+    """
+    first: dict[Hashable, Case] = {}
+    shared: list[tuple[Case, Case]] = []
     for case in cases:
-        other = first.setdefault(case.images[0].where, case) if case.images else case
+        other = first.setdefault(identity(case.images[0]), case) if case.images else case
         if other.subject != case.subject:
-            shared.append(f"{case.name} of {other.name}")
+            shared.append((case, other))
     if not shared:
         return []
+    tests_alone = all(case.part == TEST for case, _ in shared)
+    what = "the same is tested twice" if tests_alone else "one may validate what the other has trained"
+    names = listed([f"{case.name} of {other.name}" for case, other in shared])
     return [
-        f"{counted(len(shared), 'case')} with the image of another subject's case ({listed(shared)}): one may validate "
-        "what the other has trained; make them one subject, or remove one"
+        f"{counted(len(shared), 'case')} with the image of another subject's case ({names}): {what}; make them one "
+        "subject, or remove one"
     ]
 
 

@@ -80,9 +80,54 @@ def test_channel_names_are_the_user_s_if_there_is_one_for_each() -> None:
     assert choose_channel_names(None, ("t1", "t2")) == ("t1", "t2")
     assert choose_channel_names(["CT", "PET"], ("t1", "t2")) == ("CT", "PET")
     with pytest.raises(
-        UserError, match=r"^-channels gives 1 names \(CT\) for 2 channels \(t1, t2\): give one for each$"
+        UserError, match=r"^-channels gives 1 name \(CT\) for 2 channels \(t1, t2\): give one for each$"
     ):
         choose_channel_names(["CT"], ("t1", "t2"))
+
+
+def test_two_channels_have_two_names_unless_these_choose_the_normalization() -> None:
+    assert choose_channel_names(["CT", "CT"], ("arterial", "venous")) == ("CT", "CT")
+    with pytest.raises(UserError, match=r"^-channels gives the name T1 to two channels: give each its own$"):
+        choose_channel_names(["T1", "T1"], ("a", "b"))
+
+
+def test_names_that_differ_only_in_capital_letters_are_a_problem_of_both() -> None:
+    alike = ("the names P1 and p1 differ only in capital letters: rename one",)
+    found = problems_of(*(case_of(label=LABEL, name=name, subject="1") for name in ("p1", "P2", "P1")))
+    assert found == [alike, (), alike]
+
+
+def test_an_image_that_is_two_channels_is_a_problem() -> None:
+    case = case_of(Path("/data/a.nii.gz"), Path("/data/b.nii.gz"), Path("/data/../data/a.nii.gz"), label=LABEL)
+    assert problems_of(case) == [
+        ("channels 0 and 2 are the same image, /data/../data/a.nii.gz: correct one",),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", [VAL, TEST])
+def test_an_image_that_is_trained_and_not_trained_with_is_a_problem_however_its_path_is_written(
+    part: str, tmp_path: Path
+) -> None:
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "link").symlink_to("scans")
+    found = problems_of(
+        case_of(tmp_path / "scans/a.nii.gz", label=LABEL, name="a"),
+        case_of(tmp_path / "scans/b.nii.gz", label=LABEL, name="b", part=part),
+        case_of(tmp_path / "link/a.nii.gz", label=LABEL, name="c", part=part),
+        case_of(tmp_path / "link/../scans/b.nii.gz", label=LABEL, name="d", part=part),
+    )
+    fix = "remove one, or put both into the same part"
+    assert found == [
+        (f"its image (train) is that of c too ({part}): {fix}",),
+        (),
+        (f"its image ({part}) is that of a too (train): {fix}",),
+        (),
+    ]
+
+
+def test_a_case_without_a_name_is_called_by_its_row_once() -> None:
+    assert case_of(name="a").title == "a (table.csv, line a)"
+    assert Case("t.csv, line 2", "t.csv, line 2", "s", TRAIN).title == "t.csv, line 2"
 
 
 def test_cases_of_training_are_those_that_are_not_for_test() -> None:

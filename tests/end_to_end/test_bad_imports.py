@@ -323,7 +323,7 @@ def test_the_same_id_twice(zarr_source: Source, import_refused: Refuses) -> None
 
 def test_fewer_names_of_channels_than_zarr_has(zarr_source: Source, import_refused: Refuses) -> None:
     import_refused(
-        zarr_source, "-channels gives 1 names (DNA) for 2 channels (reference, signal)", more=("-channels", "DNA")
+        zarr_source, "-channels gives 1 name (DNA) for 2 channels (reference, signal)", more=("-channels", "DNA")
     )
 
 
