@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_ext.datasets.collection import BACKGROUND, TEST, Case
+from nnunetv2_ext.datasets.collection import BACKGROUND, TEST, TRAIN, Case
 from nnunetv2_ext.datasets.labelling import IGNORE, class_of
 from nnunetv2_ext.datasets.volumes.identity import identity
 from nnunetv2_ext.datasets.wording import counted, listed
@@ -26,7 +26,7 @@ _RESULTS = "nnUNet_results"
 
 
 def remark_on_shared_images(cases: Sequence[Case]) -> list[str]:
-    """A line about images that several subjects have: a network would be validated with what it was trained with.
+    """Lines about images that several subjects have: a network would be validated with what it was trained with.
 
     Args:
         cases: after `Collection.checked`, so that no two of different parts have the same image.
@@ -37,15 +37,17 @@ def remark_on_shared_images(cases: Sequence[Case]) -> list[str]:
         other = first.setdefault(identity(case.images[0]), case) if case.images else case
         if other.subject != case.subject:
             shared.append((case, other))
-    if not shared:
-        return []
-    tests_alone = all(case.part == TEST for case, _ in shared)
-    what = "the same is tested twice" if tests_alone else "one may validate what the other has trained"
-    names = listed([f"{case.name} of {other.name}" for case, other in shared])
-    return [
-        f"{counted(len(shared), 'case')} with the image of another subject's case ({names}): {what}; make them one "
-        "subject, or remove one"
-    ]
+    training = [pair for pair in shared if pair[0].part == TRAIN]
+    others = [pair for pair in shared if pair[0].part != TRAIN]
+    lines = []
+    for pairs, what in ((training, "one may validate what the other has trained"), (others, "it counts twice")):
+        if pairs:
+            names = listed([f"{case.name} of {other.name}" for case, other in pairs])
+            lines.append(
+                f"{counted(len(pairs), 'case')} with the image of another subject's case ({names}): {what}; make them "
+                "one subject, or remove one"
+            )
+    return lines
 
 
 def remark_on_unused_classes(

@@ -200,5 +200,5 @@ def test_images_that_two_subjects_share_are_remarked_on_and_those_of_one_subject
     (line,) = remark_on_shared_images(cases)
     assert line.startswith("1 case with the image of another subject's case (three of one): one may validate")
     (line,) = remark_on_shared_images([replace(case, part=TEST) for case in cases])
-    assert "(three of one): the same is tested twice; make" in line
+    assert "(three of one): it counts twice; make" in line
     assert remark_on_shared_images([cases[1], cases[3], cases[4], cases[4]]) == []

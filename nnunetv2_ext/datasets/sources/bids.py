@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunetv2_ext.datasets.collection import TEST, TRAIN, Case, Collection, case_name, choose_channel_names
-from nnunetv2_ext.datasets.sources.bids_classes import Classes, classes_of_labels, names_in_order
+from nnunetv2_ext.datasets.sources.bids_classes import Classes, classes_of_labels, names_in_order, remarks_on_names
 from nnunetv2_ext.datasets.sources.bids_files import ABSENT, BidsFile, check_dataset, pipeline_folder, read_folder
-from nnunetv2_ext.datasets.sources.bids_matching import Match, WantedImage, WantedLabel, match_files
+from nnunetv2_ext.datasets.sources.bids_matching import Match, WantedImage, WantedLabel, match_files, texts
 from nnunetv2_ext.datasets.sources.bids_query import BidsQuery, Channel, Unlabelled, usual_channel_names
 from nnunetv2_ext.datasets.splits import split_by_subject
 from nnunetv2_ext.datasets.volumes.opening import volume_at
@@ -59,6 +59,7 @@ def read_bids(
     tables: Mapping[Path, Classes | None] = dict.fromkeys((label.path for label in labels), classes)
     if classes is None and query.label_suffix == "dseg":
         tables = classes_of_labels(folder, labels)
+        remarks += remarks_on_names(list(tables.values()))
     cases = tuple(_case(root, of_image, tables, query.unlabelled) for of_image in found)
     return Collection(
         cases=cases,
@@ -75,8 +76,10 @@ def _find(root: Path, folder: Path, query: BidsQuery) -> list[_Found]:
     images, of_pipeline = read_folder(root), read_folder(folder)
     channels = [_of_channel(images, channel, query) for channel in query.channels]
     labels = [file for file in of_pipeline if file.suffix == query.label_suffix and file.has(query.label_entities)]
-    _check_any(channels[0], root, query.channels[0].suffix, images, "-suffix, -entities")
-    _check_any(labels, folder, query.label_suffix, of_pipeline, "-derivatives, -label_suffix, -label_entities")
+    for files, channel in zip(channels, query.channels, strict=True):
+        _check_any(files, root, channel.suffix, query.conditions(channel), images, "-suffix, -entities")
+    flags = "-derivatives, -label_suffix, -label_entities"
+    _check_any(labels, folder, query.label_suffix, query.label_entities, of_pipeline, flags)
     first = _of_subjects(channels[0], root, query)
     suffixes = frozenset(channel.suffix for channel in query.channels)
     alike = {
@@ -104,15 +107,29 @@ def _of_channel(images: Sequence[BidsFile], channel: Channel, query: BidsQuery) 
     return [file for file in files if not any(file.has(entities) for entities in closer)]
 
 
-def _check_any(found: Sequence[BidsFile], folder: Path, suffix: str, every: Sequence[BidsFile], flags: str) -> None:
-    if not found:
-        has = listed(sorted({f"_{file.suffix}" for file in every})) or "no NIfTI files of subjects"
-        raise UserError(f"{folder} has no _{suffix}.nii.gz as asked for ({flags}); it has {has}")
+def _check_any(
+    found: Sequence[BidsFile],
+    folder: Path,
+    suffix: str,
+    conditions: Mapping[str, str],
+    every: Sequence[BidsFile],
+    flags: str,
+) -> None:
+    """Raises UserError where nothing was found: with the suffixes that there are, or the values of the entities."""
+    if found:
+        return
+    asked = f" with {' '.join(texts(conditions))}" if conditions else ""
+    alike = [{key: file.entities.get(key, ABSENT) for key in conditions} for file in every if file.suffix == suffix]
+    has = sorted({" ".join(texts(entities)) for entities in alike} - {""})
+    if not has:
+        has = sorted({f"_{file.suffix}" for file in every}) or ["no NIfTI files of subjects"]
+    raise UserError(f"{folder} has no _{suffix}.nii.gz{asked} ({flags}); it has {listed(has)}")
 
 
 def _of_subjects(files: Sequence[BidsFile], root: Path, query: BidsQuery) -> list[BidsFile]:
     """The images of the subjects and sessions asked for. Raises UserError for one that has none."""
     for what, key, wanted in (("subject", "sub", query.subjects), ("session", "ses", query.sessions)):
+        wanted = tuple(value.removeprefix(f"{key}-") for value in wanted)
         known = sorted({file.entities[key] for file in files if key in file.entities})
         if absent := [value for value in wanted if value not in known]:
             has = listed(known) or "none"
@@ -136,16 +153,21 @@ def _with_labels(found: Sequence[_Found], unlabelled: Unlabelled) -> tuple[list[
     left_out = [case for case in absent if case.image.path not in kept]
     remarks = []
     if for_test:
-        remarks.append(f"{_unlabelled(for_test)}: test cases")
+        remarks.append(f"{_unlabelled(for_test)}: {counted(len(for_test), 'test case')}{_reason(for_test)}")
     if left_out:
         why = ", as other images of their subjects are for training" if unlabelled is Unlabelled.TEST else ""
-        remarks.append(f"{_unlabelled(left_out)}: left out{why}")
+        remarks.append(f"{_unlabelled(left_out)}: left out{why}{_reason(left_out)}")
     return [case for case in found if not case.label.absent or case.image.path in kept], remarks
 
 
 def _unlabelled(cases: Sequence[_Found]) -> str:
     names = listed([case.image.stem for case in cases])
     return f"{counted(len(cases), 'image')} without a label map ({names})"
+
+
+def _reason(cases: Sequence[_Found]) -> str:
+    """Why the first of them that has one near it has none."""
+    return next((f" ({case.image.stem}: {case.label.reason})" for case in cases if case.label.reason), "")
 
 
 def _remarks_on_entities(found: Sequence[_Found], query: BidsQuery) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -49,6 +50,20 @@ def names_in_order(classes: Sequence[Classes | None]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for _, name in sorted(pairs, key=lambda pair: pair[0])))
 
 
+def remarks_on_names(tables: Sequence[Classes | None]) -> list[str]:
+    """A line about the names that a table gives to several values, which become one class."""
+    values: dict[str, dict[int, None]] = {}
+    for classes in tables:
+        names = Counter((classes or {}).values())
+        for value, name in (classes or {}).items():
+            if names[name] > 1 and name != BACKGROUND:
+                values.setdefault(name, {})[value] = None
+    if not values:
+        return []
+    twice = "; ".join(f"{name}: {listed(sorted(of_name))}" for name, of_name in values.items())
+    return [f"dseg.tsv gives one name to several indices, which become one class ({twice})"]
+
+
 def _table_of(label: BidsFile, chain: Sequence[Sequence[Path]], folder: Path) -> Path | None:
     for tables in chain:
         of_tables = {table: entities_of(table.name) for table in tables}
@@ -68,9 +83,9 @@ def _read_table(table: Path) -> Classes:
     found: dict[int, str] = {}
     for place, row in rows(table, ["index", "name"]):
         if not row["index"].isdecimal():
-            raise UserError(f"{table}, {place}: the index is {row['index']!r}, where a whole number is needed")
+            raise UserError(f"{table.parent / place}: the index is {row['index']!r}, where a whole number is needed")
         if not row["name"] or int(row["index"]) in found:
             what = "two names" if row["name"] else "no name"
-            raise UserError(f"{table}, {place}: the index {row['index']} has {what}")
+            raise UserError(f"{table.parent / place}: the index {row['index']} has {what}")
         found[int(row["index"])] = row["name"]
     return {value: BACKGROUND if value == 0 else name for value, name in found.items()}

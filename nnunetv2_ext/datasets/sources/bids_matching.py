@@ -98,7 +98,7 @@ class WantedImage(Wanted):
         return "add it, or choose the subjects and sessions that have one (-sub, -ses)"
 
     def flag(self, conditions: Mapping[str, str]) -> str:
-        return f"-suffix {self.suffix}:{','.join(_texts({**self.given, **conditions}))}"
+        return f"-suffix {self.suffix}:{','.join(texts({**self.given, **conditions}))}"
 
     def counts(self, key: str) -> bool:
         return True
@@ -120,7 +120,7 @@ class WantedLabel(Wanted):
         return "-unlabelled skip leaves such images out, -unlabelled test makes them test cases"
 
     def flag(self, conditions: Mapping[str, str]) -> str:
-        return f"-label_entities {' '.join(_texts({**self.conditions, **conditions}))}"
+        return f"-label_entities {' '.join(texts({**self.conditions, **conditions}))}"
 
     def counts(self, key: str) -> bool:
         return key in _SOURCE or key == "space"
@@ -138,12 +138,14 @@ class Match:
         differing: entities in which it differs although nothing asks for that.
         problem: why there is none; empty if there is one.
         absent: whether there is none, rather than several.
+        reason: why what lies near it is not it; empty if nothing does.
     """
 
     file: BidsFile | None = None
     differing: tuple[str, ...] = ()
     problem: str = ""
     absent: bool = False
+    reason: str = ""
 
 
 def match_files(
@@ -210,7 +212,7 @@ def _owners(file: BidsFile, claimants: Sequence[BidsFile], wanted: Wanted) -> Se
 
 def _none(wanted: Wanted, reason: str) -> Match:
     why = f" ({reason})" if reason else ""
-    return Match(problem=f"there is no {wanted.what} for it{why}: {wanted.remedy}", absent=True)
+    return Match(problem=f"there is no {wanted.what} for it{why}: {wanted.remedy}", absent=True, reason=reason)
 
 
 def _why_not(image: BidsFile, others: Sequence[BidsFile], wanted: Wanted) -> str:
@@ -239,5 +241,6 @@ def _keys(*files: BidsFile) -> list[str]:
     return [key for key in dict.fromkeys(key for file in files for key in file.entities) if key not in _VISIT]
 
 
-def _texts(conditions: Mapping[str, str]) -> list[str]:
+def texts(conditions: Mapping[str, str]) -> list[str]:
+    """`acq=space` for each, as the user writes it."""
     return [f"{key}={value}" for key, value in conditions.items()]

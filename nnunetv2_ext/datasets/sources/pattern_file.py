@@ -69,6 +69,8 @@ def _read(config: Path) -> dict[str, Any]:
         values = {str(key): _plain(content[key]) for key in content if key not in _OF_THE_TRAINING}
     except FileNotFoundError:
         raise UserError(f"there is no file {config}") from None
+    except IsADirectoryError:
+        raise UserError(f"{config} is a folder: give the YAML file in it") from None
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{config} cannot be read as YAML: {error}") from error
     known = ("main_path", "datasets", *SPLIT_KEYS, *_OF_THE_TRAINING)

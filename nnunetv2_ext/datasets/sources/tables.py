@@ -16,8 +16,8 @@ def rows(
     """Yield `train.csv, line 3` and the row by column for every row; values and column names are stripped.
 
     Args:
-        path: of a table with a header; separated by tabs if it ends in `.tsv`, else by commas or, if there is none in
-            the header, semicolons or tabs.
+        path: of a table with a header; separated by what is in it: commas, else semicolons, else tabs; in a
+            `.tsv` tabs go before.
         columns: that it must have.
         flags: for messages, what chooses a column: `{"part": "-split"}`.
 
@@ -28,11 +28,13 @@ def rows(
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder: give the table in it") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} cannot be read as a table: {error}; save it as CSV in UTF-8") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read as a table: {error}") from error
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else _delimiter(text.partition("\n")[0])
+    delimiter = _delimiter(text.partition("\n")[0], "\t,;" if path.suffix.lower() == ".tsv" else ",;\t")
     reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
     try:
         names = [name.strip() for name in reader.fieldnames or ()]
@@ -49,8 +51,8 @@ def rows(
         raise UserError(f"{path} cannot be read as a table, line {reader.line_num}: {error}") from error
 
 
-def _delimiter(header: str) -> str:
-    return next((separator for separator in (",", ";", "\t") if separator in header), ",")
+def _delimiter(header: str, separators: str) -> str:
+    return next((separator for separator in separators if separator in header), separators[0])
 
 
 def _check_header(path: Path, names: Sequence[str], columns: Sequence[str], flags: Mapping[str, str]) -> None:

@@ -177,6 +177,14 @@ def test_unlabelled_images_are_left_out_if_that_is_wanted(tmp_path: Path) -> Non
     assert collection.remarks == ("2 images without a label map (sub-03, sub-04_ses-a): left out",)
 
 
+def test_why_an_image_has_no_label_map_is_said_where_it_is_left_out(tmp_path: Path) -> None:
+    root = dataset(plain(tmp_path, "01", "02"), "sub-03_T1w", f"{MANUAL}/sub-03_space-MNI_dseg")
+    assert read_bids(root, BidsQuery(unlabelled=Unlabelled.SKIP)).remarks == (
+        "1 image without a label map (sub-03): left out (sub-03: sub-03_space-MNI_dseg.nii.gz differs in space, "
+        "-label_entities space=MNI takes it nevertheless)",
+    )
+
+
 def test_unlabelled_images_become_test_cases_if_that_is_wanted(tmp_path: Path) -> None:
     root = dataset(plain(tmp_path, "01", "02"), "sub-03_T1w")
     collection = read_bids(root, BidsQuery(unlabelled=Unlabelled.TEST))
@@ -185,7 +193,7 @@ def test_unlabelled_images_become_test_cases_if_that_is_wanted(tmp_path: Path) -
         ("sub-01", TRAIN), ("sub-02", TRAIN), ("sub-03", TEST),
     ]  # fmt: skip
     assert files(root, collection.cases[2]) == ["sub-03/anat/sub-03_T1w"]
-    assert collection.remarks == ("1 image without a label map (sub-03): test cases",)
+    assert collection.remarks == ("1 image without a label map (sub-03): 1 test case",)
     assert collection.splits is not None
     assert "sub-03" not in {name for fold in collection.splits for name in fold["train"] + fold["val"]}
 
@@ -197,7 +205,7 @@ def test_no_subject_comes_into_training_and_test_for_want_of_a_label_map(tmp_pat
     assert not problems(collection)
     assert [(case.name, case.part) for case in collection.cases] == [("sub-01_ses-pre", TRAIN), ("sub-02", TEST)]
     assert collection.remarks == (
-        "1 image without a label map (sub-02): test cases",
+        "1 image without a label map (sub-02): 1 test case",
         "1 image without a label map (sub-01_ses-post): left out, as other images of their subjects are for training",
     )
 
@@ -225,8 +233,11 @@ def test_a_test_case_needs_all_channels(tmp_path: Path) -> None:
 def test_subjects_and_sessions_are_chosen(tmp_path: Path) -> None:
     names = [f"sub-{s}_ses-{t}" for s in ("01", "02", "03") for t in ("pre", "post")]
     root = dataset(tmp_path, *(f"{n}_T1w" for n in names), *(f"{MANUAL}/{n}_dseg" for n in names))
-    query = BidsQuery(subjects=("01", "03"), sessions=("post",))
-    assert [case.name for case in read_bids(root, query).cases] == ["sub-01_ses-post", "sub-03_ses-post"]
+    for query in (
+        BidsQuery(subjects=("01", "03"), sessions=("post",)),
+        BidsQuery(subjects=("sub-01", "03"), sessions=("ses-post",)),
+    ):
+        assert [case.name for case in read_bids(root, query).cases] == ["sub-01_ses-post", "sub-03_ses-post"]
 
 
 def test_entities_are_compared_whole(tmp_path: Path) -> None:
@@ -241,15 +252,25 @@ def test_entities_are_compared_whole(tmp_path: Path) -> None:
         (BidsQuery(subjects=("1",)), r"has no subject 1 with _T1w images \(-sub\); it has 01, 02$"),
         (BidsQuery(subjects=("03",)), r"has no subject 03 with _T1w images \(-sub\); it has 01, 02$"),
         (BidsQuery(sessions=("pre",)), r"has no session pre with _T1w images \(-ses\); it has none$"),
-        (BidsQuery((Channel("T1W"),)), r"has no _T1W\.nii\.gz as asked for \(-suffix, -entities\); it has _T1w, _T2w$"),
-        (BidsQuery(entities={"acq": "hi"}), r"has no _T1w\.nii\.gz as asked for \(-suffix, -entities\); it has _T1w, "),
-        (BidsQuery(label_suffix="mask"), r"manual has no _mask\.nii\.gz as asked for .*-label_suffix.*; it has _dseg$"),
-        (BidsQuery(label_entities={"desc": "x"}), r"manual has no _dseg\.nii\.gz as asked for .*-label_entities"),
+        (BidsQuery((Channel("T1W"),)), r"has no _T1W\.nii\.gz \(-suffix, -entities\); it has _T1w, _T2w$"),
+        (
+            BidsQuery(entities={"acq": "hi"}),
+            r"_T1w\.nii\.gz with acq=hi \(-suffix, -entities\); it has acq=lo, ",
+        ),
+        (
+            BidsQuery((Channel("T1w"), Channel("T2w", {"acq": "x"}))),
+            r"_T2w\.nii\.gz with acq=x \(.*it has acq=none$",
+        ),
+        (BidsQuery(label_suffix="mask"), r"manual has no _mask\.nii\.gz \(.*-label_suffix.*; it has _dseg$"),
+        (
+            BidsQuery(label_entities={"desc": "x"}),
+            r"_dseg\.nii\.gz with desc=x \(.*; it has desc=none$",
+        ),
     ],
 )
 def test_what_a_dataset_does_not_have_is_named(query: BidsQuery, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        read_bids(dataset(plain(tmp_path, "01", "02"), "sub-03_T2w"), query)
+        read_bids(dataset(plain(tmp_path, "01", "02"), "sub-03_T2w", "sub-02_acq-lo_T1w"), query)
 
 
 # Folders

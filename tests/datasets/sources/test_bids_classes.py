@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_ext.datasets.sources.bids_classes import classes_of_labels, names_in_order
+from nnunetv2_ext.datasets.sources.bids_classes import classes_of_labels, names_in_order, remarks_on_names
 from nnunetv2_ext.datasets.sources.bids_files import BidsFile, entities_of
 from nnunetv2_ext.errors import UserError
 
@@ -83,13 +83,26 @@ def test_classes_are_in_the_order_of_their_values(tmp_path: Path) -> None:
     [
         ("index\tlabel\n1\tcaudate\n", r"dseg\.tsv has no column name; it has index, label$"),
         ("name\tindex\ncaudate\t1\n1\tputamen\n", r"dseg\.tsv, line 3: the index is 'putamen', where a whole number"),
-        ("index,name\n1,caudate\n", r"dseg\.tsv has no column index and no column name; it has index,name$"),
         ("index\tname\n1.5\tcaudate\n", r"dseg\.tsv, line 2: the index is '1\.5'"),
         ("index\tname\n1\tcaudate\n1\tputamen\n", r"dseg\.tsv, line 3: the index 1 has two names$"),
-        ("index\tname\n1\t\n", r"dseg\.tsv, line 2: the index 1 has no name$"),
+        ("index\tname\n1\t\n", r"^/[^,]*/dseg\.tsv, line 2: the index 1 has no name$"),
     ],
 )
 def test_a_table_of_classes_that_is_mixed_up_is_refused(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "dseg.tsv").write_text(text)
     with pytest.raises(UserError, match=message):
         classes_of_labels(tmp_path, [label(tmp_path)])
+
+
+def test_a_table_that_is_separated_by_commas_is_read_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "dseg.tsv").write_text("index,name\n1,caudate\n")
+    of_label = label(tmp_path)
+    assert classes_of_labels(tmp_path, [of_label]) == {of_label.path: {1: "caudate"}}
+
+
+def test_a_name_of_several_values_is_remarked_on_and_background_is_not() -> None:
+    classes = {0: "background", 9: "background", 1: "a", 2: "lesion", 3: "lesion"}
+    assert remarks_on_names([None, classes, {1: "b"}, classes]) == [
+        "dseg.tsv gives one name to several indices, which become one class (lesion: 2, 3)"
+    ]
+    assert remarks_on_names([{1: "a"}, {2: "a"}]) == []

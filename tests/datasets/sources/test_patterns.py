@@ -761,3 +761,8 @@ def test_a_file_that_is_no_image_is_a_problem_of_its_case(tmp_path: Path) -> Non
     patterns = {"t2": {"mri": "**/t2.txt", "label": "seg.nii.gz"}}
     ((problem,),) = problems(read(tmp_path, {"clark": {**CLARK, "patterns": patterns}})).values()
     assert "t2.txt ends like no image that can be read" in problem
+
+
+def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r" is a folder: give the YAML file in it$"):
+        read_patterns(tmp_path)

@@ -24,6 +24,7 @@ def table(folder: Path, text: str, name: str = "cases.csv") -> Path:
         ("cases.csv", "image,label\na.nii.gz,b.nii.gz\n"),
         ("cases.csv", "image;label\na.nii.gz;b.nii.gz\n"),
         ("cases.tsv", "image\tlabel\na.nii.gz\tb.nii.gz\n"),
+        ("cases.tsv", "image,label\na.nii.gz,b.nii.gz\n"),
         ("cases.TSV", "image\tlabel\na.nii.gz\tb.nii.gz\n"),
         ("cases.txt", "image\tlabel\na.nii.gz\tb.nii.gz\n"),
         ("cases.csv", "image,label\r\na.nii.gz,b.nii.gz\r\n"),
@@ -117,5 +118,5 @@ def test_a_file_that_is_no_text_is_named(content: bytes, tmp_path: Path) -> None
 
 
 def test_a_folder_is_no_table(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot be read as a table"):
+    with pytest.raises(UserError, match=r" is a folder: give the table in it$"):
         list(rows(tmp_path, COLUMNS))
