@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -101,7 +102,7 @@ def open_array(source: str) -> tuple[Any, Layout]:
     """An array, opened without reading a voxel, and what its axes are.
 
     Args:
-        source: of an array, or of a group with OME's `multiscales`.
+        source: of an array, or of a group with OME's `multiscales`, which describes its levels where they are named too.
 
     Raises:
         UserError: there is none, or its axes are not three of space, at most one of channels and others of length 1.
@@ -114,20 +115,38 @@ def open_array(source: str) -> tuple[Any, Layout]:
         raise UserError(f"there is no Zarr array {source}")
     try:
         node = zarr.open(source, mode="r")
-        image = _multiscale(node.attrs) if isinstance(node, zarr.Group) else None
-        array = node[image["datasets"][0]["path"]] if image else node
+        is_group = isinstance(node, zarr.Group)
+        image, level = _finest(node.attrs) if is_group else _as_level(source)
+        array = node[level["path"]] if is_group and level else node
     except Exception as error:  # as above
         raise UserError(f"{source} cannot be opened as Zarr: {str(error) or type(error).__name__}") from error
     if not isinstance(array, zarr.Array):
         raise UserError(f"{source} is a Zarr group without OME metadata (multiscales): name one of its arrays")
     check_dtype(array.dtype, source)
-    return array, _ome_layout(array, image, source) if image else _plain_layout(array, source)
+    return array, _ome_layout(array, image, level, source) if image and level else _plain_layout(array, source)
 
 
 def _multiscale(attributes: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """OME's description of a group's image: version 0.4 and before, or 0.5, which has it under `ome`."""
     described = attributes.get("ome", attributes).get("multiscales")
     return described[0] if described else None
+
+
+def _finest(attributes: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:
+    image = _multiscale(attributes)
+    return image, image["datasets"][0] if image else None
+
+
+def _as_level(source: str) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:
+    """OME's description of the image that an array is a level of, and of the level; None twice for any other array."""
+    import zarr
+
+    folder, name = os.path.split(source.rstrip("/"))
+    try:
+        image = _multiscale(zarr.open_group(folder, mode="r").attrs) or {}
+        return next((image, level) for level in image.get("datasets", ()) if level["path"].strip("/") == name)
+    except Exception:  # no group, none of OME's, or not of this array
+        return None, None
 
 
 def _plain_layout(array: Any, source: str) -> Layout:
@@ -138,14 +157,14 @@ def _plain_layout(array: Any, source: str) -> Layout:
     raise UserError(f"{source} has {array.ndim} axes, where three of space are needed, or those after one of channels")
 
 
-def _ome_layout(array: Any, image: Mapping[str, Any], source: str) -> Layout:
+def _ome_layout(array: Any, image: Mapping[str, Any], level: Mapping[str, Any], source: str) -> Layout:
     try:
         # before version 0.4 axes are names alone
         axes = [axis if isinstance(axis, Mapping) else {"name": axis} for axis in image.get("axes", "tczyx")]
         kinds = [axis.get("type") or ("space" if axis["name"] in "zyx" else axis["name"]) for axis in axes]
         spatial = [i for i, kind in enumerate(kinds) if kind == "space"]
         channels = [i for i, kind in enumerate(kinds) if kind in ("channel", "c")]
-        scales = _scales(image, len(axes))
+        scales = _scales(image, level, len(axes))
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise UserError(f"the OME metadata of {source} cannot be understood: {error!r}") from error
     others = [i for i in range(array.ndim) if i not in (*spatial, *channels)]
@@ -167,9 +186,9 @@ def _ome_layout(array: Any, image: Mapping[str, Any], source: str) -> Layout:
     return Layout(channel, (first, second, third), (scales[first], scales[second], scales[third]), units.pop())
 
 
-def _scales(image: Mapping[str, Any], num_axes: int) -> list[float] | None:
-    """Of the finest level, along every axis: its own times that of the whole image; None if none is said."""
-    transformations = [*image["datasets"][0].get("coordinateTransformations", ())]
+def _scales(image: Mapping[str, Any], level: Mapping[str, Any], num_axes: int) -> list[float] | None:
+    """Of a level, along every axis: its own times that of the whole image; None if none is said."""
+    transformations = [*level.get("coordinateTransformations", ())]
     transformations += image.get("coordinateTransformations", ())
     scales = [[float(s) for s in t["scale"]] for t in transformations if t["type"] == "scale"]
     if not scales:

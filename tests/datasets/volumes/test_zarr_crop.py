@@ -207,6 +207,22 @@ def test_an_array_of_an_image_may_be_named_itself(tmp_path: Path) -> None:
     np.testing.assert_array_equal(voxels(crop(str(tmp_path / "a.zarr" / "0"))), BOX)
 
 
+def test_a_level_that_is_named_itself_has_the_axes_and_the_spacing_that_its_image_says(tmp_path: Path) -> None:
+    levels = [
+        {"path": "0", "coordinateTransformations": scale(2, 0.5, 0.25, 1)},
+        {"path": "1", "coordinateTransformations": scale(4, 1, 0.5, 1)},
+    ]
+    image_of(tmp_path / "a.zarr", [{"axes": axes("zyxc"), "datasets": levels}], np.moveaxis(ARRAY, 0, 3), level="1")
+    coarse = crop(f"{tmp_path}/a.zarr/1/", spacing=(9, 9, 9))
+    assert coarse.geometry().spacing == (0.5, 1, 4)
+    np.testing.assert_array_equal(voxels(coarse), BOX)
+
+
+def test_an_array_in_a_group_that_says_nothing_of_it_is_one_alone(tmp_path: Path) -> None:
+    image_of(tmp_path / "a.zarr", OME, level="other")
+    assert open_array(f"{tmp_path}/a.zarr/other")[1].spacing is None
+
+
 # what is refused
 
 
