@@ -102,7 +102,7 @@ def open_array(source: str) -> tuple[Any, Layout]:
     """An array, opened without reading a voxel, and what its axes are.
 
     Args:
-        source: of an array, or of a group with OME's `multiscales`, which describes its levels where they are named too.
+        source: of an array, or of a group with OME's `multiscales`, which describes each of its levels.
 
     Raises:
         UserError: there is none, or its axes are not three of space, at most one of channels and others of length 1.
