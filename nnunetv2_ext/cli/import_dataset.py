@@ -64,8 +64,8 @@ def parser() -> Parser:
     )  # fmt: skip
     bids.add_argument("-label_suffix", choices=("dseg", "mask"), default="dseg", help="of the label maps (dseg)")
     bids.add_argument("-derivatives", metavar="PIPELINE", help="folder in derivatives/ that has the label maps")
-    bids.add_argument("-sub", nargs="+", default=[], metavar="ID", help="subjects, without sub- (default: all)")
-    bids.add_argument("-ses", nargs="+", default=[], metavar="ID", help="sessions, without ses- (default: all)")
+    bids.add_argument("-sub", nargs="+", default=[], metavar="ID", help="subjects, as 01 or sub-01 (default: all)")
+    bids.add_argument("-ses", nargs="+", default=[], metavar="ID", help="sessions, as pre or ses-pre (default: all)")
     bids.add_argument(
         "-entities", nargs="+", default=[], metavar="KEY=VALUE", help="of the images of all channels, as acq=highres"
     )
@@ -87,8 +87,9 @@ def _kind(kinds: argparse._SubParsersAction, name: str, source: str, meaning: st
     p.add_argument("-d", required=True, type=int, metavar="ID", help="id of the new dataset, 1 to 999")
     p.add_argument("-name", required=True, help="its name: letters, digits, underscores and dashes")
     p.add_argument(
-        "-spacing", nargs=3, type=float, metavar=("Z", "Y", "X"), help="in mm, for images that do not say theirs"
-    )
+        "-spacing", nargs=3, type=float, metavar=("Z", "Y", "X"),
+        help="for images that do not say theirs: in mm, with Zarr in the unit of the OME metadata of the others",
+    )  # fmt: skip
     how = p.add_mutually_exclusive_group()
     how.add_argument("--copy", action="store_true", help="copy files that nnU-Net reads as they are (default)")
     how.add_argument("--symlink", action="store_true", help="link to them instead")
