@@ -95,6 +95,10 @@ class Volume(ABC):
         """What the user should know of the header, though it can be read; None if all is well."""
         return None
 
+    def not_stored(self) -> str | None:
+        """Said of voxels of which the storage holds nothing, and reads a value that stands for them; None elsewhere."""
+        return None
+
     @abstractmethod
     def image(self) -> sitk.Image:
         """All voxels, with the geometry. Raises UserError where they cannot be read, or are damaged."""

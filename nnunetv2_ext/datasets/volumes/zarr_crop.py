@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -85,16 +88,54 @@ class ZarrCrop(Volume):
     def image(self) -> sitk.Image:
         geometry = self.geometry()
         array, layout = open_array(self.source)
+        try:
+            values = np.asarray(array[self._box(array, layout)])
+        except Exception as error:  # a store, a filter, a network: anything may fail
+            _end_other_reads()
+            raise UserError(f"{self.where} cannot be read: {str(error) or type(error).__name__}") from error
+        return from_array(values, geometry)
+
+    def not_stored(self) -> str | None:
+        """Of a local array: said where none of the chunks that the crop touches is there. Up to the first is looked."""
+        array, layout = open_array(self.source)
+        root = getattr(array.store, "root", None)
+        if not isinstance(root, Path):
+            return None
+        steps = array.shards or array.chunks  # a shard is a file
+        touched = [
+            range(part.start // step, -(-part.stop // step)) if isinstance(part, slice) else [part // step]
+            for part, step in zip(self._box(array, layout), steps, strict=True)
+        ]
+        names = map(array.metadata.encode_chunk_key, product(*touched))
+        if any((root / array.path / name).exists() for name in names):
+            return None
+        return f"no chunk of {self.where} is stored, for which Zarr reads {array.fill_value or 0}"
+
+    def _box(self, array: Any, layout: Layout) -> tuple[Any, ...]:
         box: list[Any] = [0] * array.ndim  # axes of length 1 that are neither
         for axis, corner, size in zip(layout.spatial, self.corner, self.size, strict=True):
             box[axis] = slice(corner, corner + size)
         if layout.channel is not None:
             box[layout.channel] = self.channel or 0
-        try:
-            values = np.asarray(array[tuple(box)])
-        except Exception as error:  # a store, a filter, a network: anything may fail
-            raise UserError(f"{self.where} cannot be read: {str(error) or type(error).__name__}") from error
-        return from_array(values, geometry)
+        return tuple(box)
+
+
+def _end_other_reads() -> None:
+    """Zarr gives up at the first chunk that fails, and leaves those it reads at the same time in its event loop.
+
+    When Python ends before they do, it prints a traceback for each.
+    """
+    with suppress(ImportError):  # where another version keeps its loop elsewhere
+        from zarr.core.sync import sync
+
+        sync(_cancel_others())
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 @lru_cache(maxsize=64)

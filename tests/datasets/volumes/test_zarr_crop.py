@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import http.server
+import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
@@ -381,6 +383,20 @@ def test_a_chunk_that_cannot_be_read_is_an_error_that_names_the_crop(version: in
     np.testing.assert_array_equal(voxels(crop(source)), BOX)
 
 
+def test_a_read_that_fails_leaves_nothing_behind_for_python_to_complain_of(tmp_path: Path) -> None:
+    from zarr.core import sync
+
+    source = plain(tmp_path / "a.zarr")
+    for index in all_chunks():
+        chunk_file(source, 3, index).write_bytes(b"damaged")
+    for _ in range(5):
+        with pytest.raises(UserError, match="cannot be read: "):
+            ZarrCrop(source, 0, (0, 0, 0), (5, 6, 7)).image()
+        (loop,) = sync.loop
+        assert loop is not None
+        assert not asyncio.all_tasks(loop)
+
+
 def test_uncompressed_chunks_of_another_length_are_an_error(tmp_path: Path) -> None:
     zarr.create_array(str(tmp_path / "a.zarr"), data=ARRAY, chunks=CHUNKS, compressors=None)
     chunk = chunk_file(tmp_path / "a.zarr", 3, min(touched(CORNER, SIZE, 1)))
@@ -392,6 +408,35 @@ def test_uncompressed_chunks_of_another_length_are_an_error(tmp_path: Path) -> N
 def test_a_chunk_that_was_never_written_holds_the_fill_value(tmp_path: Path) -> None:
     zarr.create_array(str(tmp_path / "a.zarr"), shape=ARRAY.shape, chunks=CHUNKS, dtype="u2", fill_value=7)
     np.testing.assert_array_equal(voxels(crop(str(tmp_path / "a.zarr"))), np.full(SIZE, 7))
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_crop_of_which_no_chunk_is_stored_is_noticed(version: int, tmp_path: Path) -> None:
+    source = plain(tmp_path / "a.zarr", version=version)
+    chunks = sorted(touched(CORNER, SIZE, 1))
+    for index in chunks:
+        assert crop(source).not_stored() is None
+        chunk_file(source, version, index).unlink()
+    said = f"no chunk of {crop(source).where} is stored, for which Zarr reads 0"
+    assert crop(source).not_stored() == said
+    assert crop(source, 0).not_stored() is None
+    np.testing.assert_array_equal(voxels(crop(source)), np.zeros(SIZE))
+
+
+def test_a_crop_out_of_a_shard_that_is_stored_counts_as_stored(tmp_path: Path) -> None:
+    zarr.create_array(str(tmp_path / "a.zarr"), data=ARRAY, chunks=(1, 1, 3, 7), shards=(2, 2, 6, 7))
+    first, last = (ZarrCrop(str(tmp_path / "a.zarr"), 1, (z, 0, 0), (1, 1, 1)) for z in (0, 4))
+    shutil.rmtree(tmp_path / "a.zarr" / "c" / "0" / "2")
+    assert first.not_stored() is None
+    assert str(last.not_stored()).startswith("no chunk of ")
+
+
+def test_the_level_of_an_image_is_where_its_chunks_are_looked_for(tmp_path: Path) -> None:
+    source = image_of(tmp_path / "a.zarr", OME)
+    assert crop(source).not_stored() is None
+    for chunk in (tmp_path / "a.zarr" / "0").glob("0.*"):
+        chunk.unlink()
+    assert crop(source).not_stored() is not None
 
 
 def test_no_local_file_is_named_as_a_source(tmp_path: Path) -> None:
