@@ -27,6 +27,38 @@ _ZLIB_OR_GZIP = 47
 """For zlib's decompressor, which tells the two apart then."""
 
 
+class DamagedFileError(UserError):
+    """Says only the file's name, as the files of a case lie in folders that a user of nnU-Net knows.
+
+    Attributes:
+        path: which file.
+        what: is the matter with it.
+    """
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(f"{path.name} {what}")
+        self.path, self.what = path, what
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.what)
+
+
+class NotFiniteError(UserError):
+    """Of voxels that are no numbers; says only the file's name too.
+
+    Attributes:
+        path: of the file with the voxels.
+        count: how many there are.
+    """
+
+    def __init__(self, path: Path, count: int) -> None:
+        super().__init__(f"{count} voxels of {path.name} are NaN or infinite")
+        self.path, self.count = path, count
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.count)
+
+
 def check_files(files: Sequence[Path]) -> None:
     """Read the files of the formats above, and everything that is compressed with gzip, checksums included.
 
@@ -38,7 +70,7 @@ def check_files(files: Sequence[Path]) -> None:
     looked_through = set()
     for path in files:
         if path.stat().st_size == 0:
-            raise UserError(f"{path.name} is empty")
+            raise DamagedFileError(path, "is empty")
         try:
             data = find_voxels(path)
             if data is None or data.file != path:  # another format; a header, whose voxels lie elsewhere
@@ -50,9 +82,9 @@ def check_files(files: Sequence[Path]) -> None:
             looked_through.add(data.file)
             strange = _look_through(data)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise UserError(f"{path.name} is damaged: {error}") from error
+            raise DamagedFileError(path, f"is damaged: {error}") from error
         if strange:  # not what is the matter with a damaged file
-            raise UserError(f"{strange} voxels of {data.file.name} are NaN or infinite")
+            raise NotFiniteError(data.file, strange)
 
 
 def check_length(path: Path) -> bool:
@@ -152,7 +184,7 @@ def _look_through(data: VoxelData) -> int:
     real = data.dtype is not None and data.dtype.kind == "f"
     if not _is_gzip(path) and not real:
         if data.num_bytes is not None and path.stat().st_size < data.offset + data.num_bytes:
-            raise UserError(f"{path.name} is damaged: its end is missing")
+            raise DamagedFileError(path, "is damaged: its end is missing")
         return 0
     with open_whole(path) as file:
         file.seek(data.offset)
@@ -167,7 +199,7 @@ def _not_finite(file: BufferedIOBase, data: VoxelData) -> int:
     while left:
         voxels = file.read(min(left, CHUNK_BYTES))
         if not voxels:
-            raise UserError(f"{data.file.name} is damaged: its end is missing")
+            raise DamagedFileError(data.file, "is damaged: its end is missing")
         left -= len(voxels)
         if data.dtype is not None and data.dtype.kind == "f":
             whole = len(voxels) // data.dtype.itemsize
@@ -186,4 +218,4 @@ def _decompress(data: VoxelData) -> None:
                 num_bytes += len(decompressor.decompress(piece, CHUNK_BYTES))
                 piece = decompressor.unconsumed_tail
     if not decompressor.eof or (data.num_bytes is not None and num_bytes < data.num_bytes):
-        raise UserError(f"{data.file.name} is damaged: its end is missing")
+        raise DamagedFileError(data.file, "is damaged: its end is missing")

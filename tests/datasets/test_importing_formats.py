@@ -126,7 +126,9 @@ def test_voxels_that_are_cut_off_stop_an_import_before_it_begins(
     label = label_of(image, tmp_path / "label.nii.gz")
     data = image.with_suffix(voxels)
     data.write_bytes(data.read_bytes()[:-1])
-    with pytest.raises(UserError, match=rf"a\{voxels} is damaged: its end is missing; nothing was imported"):
+    with pytest.raises(
+        UserError, match=rf"/a\{voxels} is damaged: its end is missing: copy or download it again; nothing"
+    ):
         imported(image, label=label)
     data.unlink()
     with pytest.raises(UserError, match=rf"there is no file .*a\{voxels}; nothing was imported"):

@@ -27,9 +27,15 @@ class NpyFile(File):
         return from_array(np.asarray(self._mapped()), self.geometry())
 
     def _mapped(self) -> np.ndarray:
+        if self.path.is_file() and self.path.stat().st_size == 0:
+            raise UserError(f"{self.path} is empty: copy or download it again")
         try:
             array = np.lib.format.open_memmap(self.path, mode="r")  # np.load takes archives and pickles too
-        except (OSError, ValueError, EOFError) as error:
+        except (ValueError, EOFError) as error:
+            if "Python objects" in str(error):
+                raise UserError(f"{self.path} holds Python objects, where an image has numbers") from error
+            raise UserError(f"{self.path} is no .npy file, or is damaged: copy or download it again") from error
+        except OSError as error:
             raise self._unreadable(error) from error
         _check(array.shape, array.dtype, self.where)
         return array

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +16,7 @@ import SimpleITK as sitk
 from nnunetv2_ext.datasets.volumes import nifti
 from nnunetv2_ext.datasets.volumes.volume import File, Geometry, from_array, without_warnings
 from nnunetv2_ext.errors import UserError
-from nnunetv2_ext.preprocessing.integrity import check_as_read, check_length
+from nnunetv2_ext.preprocessing.integrity import DamagedFileError, NotFiniteError, check_as_read, check_length
 from nnunetv2_ext.preprocessing.voxel_data import METAIMAGE, NIFTI, NRRD, PAIRED, VoxelData, find_voxels, pair
 
 READ_BY_NNUNET = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")
@@ -74,21 +76,25 @@ class ItkFile(File):
 
     def image(self) -> sitk.Image:
         geometry = self.geometry()
-        check_length(self.path)  # before SimpleITK says it less clearly
+        self.check_length()  # before SimpleITK says it less clearly
         header = self._nifti_header
         if nifti.is_nifti_2(header):
             image = from_array(self._voxels_of_nifti_2(header), geometry)
         else:
             image = self._image_of_itk()
-        check_as_read(self.files, [sitk.GetArrayViewFromImage(image)])
+        with _whole_paths():
+            check_as_read(self.files, [sitk.GetArrayViewFromImage(image)])
         return image
 
     def check_length(self) -> None:
-        check_length(self.path)
+        with _whole_paths():
+            check_length(self.path)
 
     def check_whole(self) -> None:
         """By its length, where the header says it; other files are read."""
-        if not check_length(self.path):
+        with _whole_paths():
+            told = check_length(self.path)
+        if not told:
             self.image()
 
     def remark(self) -> str | None:
@@ -152,6 +158,17 @@ class ItkFile(File):
 
     def _other_format(self) -> UserError:
         return UserError(f"{self.path} is no {_format(self.path)} file, or is damaged: copy or download it again")
+
+
+@contextmanager
+def _whole_paths() -> Iterator[None]:
+    """The files of a source lie anywhere: name their folders too, where they are damaged or hold NaN."""
+    try:
+        yield
+    except DamagedFileError as error:
+        raise UserError(f"{error.path} {error.what}: copy or download it again") from error
+    except NotFiniteError as error:
+        raise UserError(f"{error.count} voxels of {error.path} are NaN or infinite") from error
 
 
 def _format(path: Path) -> str:

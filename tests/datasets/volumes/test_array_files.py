@@ -117,17 +117,24 @@ def cut_off(path: Path) -> None:
     [
         archive,
         cut_off,
-        Path.touch,
         lambda path: path.write_text("<!DOCTYPE html><html>log in</html>"),
         lambda path: path.write_bytes(b"PK\x03\x04 no archive"),
         lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'shape': (2, 3"),
-        lambda path: None,
     ],
-    ids=["archive", "cut off", "empty", "page", "half an archive", "half a header", "missing"],
+    ids=["archive", "cut off", "page", "half an archive", "half a header"],
 )
 def test_what_is_no_array_is_named(write: Callable[[Path], Any], tmp_path: Path) -> None:
     write(tmp_path / "a.npy")
-    assert refusal(NpyFile(tmp_path / "a.npy")).startswith(" cannot be read: ")
+    said = refusal(NpyFile(tmp_path / "a.npy"))
+    assert said == " is no .npy file, or is damaged: copy or download it again"
+
+
+def test_an_empty_array_file_a_missing_one_and_one_of_objects_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "a.npy").touch()
+    assert refusal(NpyFile(tmp_path / "a.npy")) == " is empty: copy or download it again"
+    assert refusal(NpyFile(tmp_path / "b.npy")).startswith(" cannot be read: ")
+    objects = npy(tmp_path / "c.npy", np.full((1, 1, 1), None), allow_pickle=True)
+    assert refusal(objects) == " holds Python objects, where an image has numbers"
 
 
 # TIFF

@@ -247,7 +247,7 @@ def test_numbers_that_are_none_are_refused_where_itk_makes_them_zero(ending: str
     array[1, 2, 0] = np.nan
     kind: Any = nib.Nifti1Image if ending.startswith(".nii") else nib.Nifti1Pair
     kind(array, np.eye(4)).to_filename(tmp_path / f"a{ending}")
-    with pytest.raises(UserError, match=r"^1 voxels of a\.(img|nii|nii\.gz) are NaN or infinite$"):
+    with pytest.raises(UserError, match=rf"^1 voxels of {tmp_path}/a\.(img|nii|nii\.gz) are NaN or infinite$"):
         ItkFile(tmp_path / f"a{ending}").image()
 
 
