@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import SimpleITK as sitk
 
 from nnunetv2_ext.datasets.collection import Case
+from nnunetv2_ext.datasets.conversion import distinct, finite_image, label_on_grid, stays_as_it_is
 from nnunetv2_ext.datasets.labelling import class_of
 from nnunetv2_ext.datasets.volumes.volume import Geometry, Volume
+from nnunetv2_ext.datasets.wording import in_a_line
 from nnunetv2_ext.errors import UserError
 
 _SHOWN = 5
@@ -44,6 +46,7 @@ class Finding:
         values: in its label map, ascending.
         problems: why it cannot be imported.
         remarks: what the user should know of its headers.
+        not_stored: of what images the storage holds nothing.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Finding:
     values: tuple[int, ...] = ()
     problems: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    not_stored: tuple[str, ...] = ()
 
 
 def check_case(job: CheckJob) -> Finding:
@@ -67,22 +71,53 @@ def check_case(job: CheckJob) -> Finding:
                 volume.check_whole()
             else:  # it is read when it is converted
                 volume.check_length()
-        remarks = _remarks(case)
+        found = Finding(case.name, geometry, own, remarks=_remarks(case), not_stored=_not_stored(case))
     except UserError as error:
         return Finding(case.name, problems=(str(error),))
     if case.label is None:
-        return Finding(case.name, geometry, own, remarks=remarks)
+        return found
     try:
         own = (*own, geometry_of(case.label))
         values = check_label(case, case.label, geometry, own[-1], resample=job.resample_labels)
     except UserError as error:
         return Finding(case.name, geometry, own, problems=(str(error),))
-    return Finding(case.name, geometry, own, values, remarks=remarks)
+    return replace(found, own=own, values=values)
+
+
+def rehearse_case(job: CheckJob) -> Finding:
+    """Check a case, and read what its import would convert, so that this too finds what stands against it.
+
+    Images that are copied are not read, neither here nor there.
+    """
+    found, case = check_case(job), job.case
+    if found.problems or found.geometry is None:
+        return found
+    problems = []
+    for volume, own in zip(case.images, found.own, strict=False):
+        if not stays_as_it_is(volume, own, found.geometry, job.ending):
+            problems += _problem_of(finite_image, volume)
+    if case.label is not None and found.geometry.difference(found.own[-1]) is not None:
+        problems += _problem_of(label_on_grid, case.label, found.own[-1], found.geometry, found.values, case.images[0])
+    return replace(found, values=(), problems=tuple(problems)) if problems else found
+
+
+def _problem_of(read: Callable[..., object], *arguments: object) -> list[str]:
+    """What is raised against reading, if anything: none or one."""
+    try:
+        read(*arguments)
+    except (UserError, OSError, RuntimeError) as error:  # SimpleITK's are RuntimeErrors
+        return [in_a_line(error)]
+    return []
 
 
 def _remarks(case: Case) -> tuple[str, ...]:
     found = (volume.remark() for volume in (*case.images, case.label) if volume is not None)
     return tuple(remark for remark in found if remark is not None)
+
+
+def _not_stored(case: Case) -> tuple[str, ...]:
+    found = (volume.not_stored() for volume in case.images)
+    return tuple(said for said in found if said is not None)
 
 
 def common_geometry(images: Sequence[Volume], geometries: Sequence[Geometry]) -> Geometry:
@@ -137,23 +172,6 @@ def label_values(label: Volume) -> tuple[int, ...]:
         strange = found[(found < 0) | (found > MAX_LABEL)]
         raise UserError(f"{label.where} holds {_listed(strange)}, where labels are 0 to {MAX_LABEL}")
     return tuple(int(value) for value in found)
-
-
-def distinct(array: np.ndarray) -> np.ndarray:
-    """The values in an array, ascending: of a label map, where neighbours are mostly equal, without sorting it all.
-
-    Eight bytes are compared at once, with the eight before them.
-    """
-    flat = np.ascontiguousarray(array).reshape(-1)
-    whole = flat.nbytes // 8 * 8 // flat.itemsize
-    words = flat[:whole].view(np.uint64)
-    changes = np.concatenate([words[:1], words[1:][words[1:] != words[:-1]]])
-    candidates = np.concatenate([changes.view(flat.dtype), flat[whole:]])
-    if flat.itemsize > 2:
-        return np.unique(candidates)
-    unsigned = np.dtype(f"u{flat.itemsize}")
-    found = np.flatnonzero(np.bincount(candidates.view(unsigned)))
-    return np.sort(found.astype(unsigned).view(flat.dtype))
 
 
 def geometry_of(volume: Volume) -> Geometry:

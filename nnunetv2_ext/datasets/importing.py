@@ -12,8 +12,10 @@ from tqdm import tqdm
 from nnunetv2_ext import __version__
 from nnunetv2_ext.datasets import checking, writing
 from nnunetv2_ext.datasets.changes import changed_cases, described_job, is_done
-from nnunetv2_ext.datasets.checking import CheckJob, Finding, check_case
+from nnunetv2_ext.datasets.checking import CheckJob, Finding, check_case, rehearse_case
+from nnunetv2_ext.datasets.chunk_remarks import remark_on_missing_chunks
 from nnunetv2_ext.datasets.collection import TEST, Case, Collection
+from nnunetv2_ext.datasets.disk_faults import check_writable, faults_named
 from nnunetv2_ext.datasets.labelling import Labelling, number_classes, source_values
 from nnunetv2_ext.datasets.overlaps import remark_on_overlaps
 from nnunetv2_ext.datasets.overview import print_overview
@@ -83,6 +85,9 @@ def import_dataset(kind: str, source: str, collection: Collection, options: Impo
         _import(kind, source, collection, options, staging)
         check_split(options.dataset, collection.splits, (staging.before or {}).get("splits"))
         return
+    check_writable("nnUNet_raw", options.dataset)
+    if collection.splits is not None:
+        check_writable("nnUNet_preprocessed", options.dataset)
     with staging.locked():
         staging = Staging(options.dataset)  # another process may have finished meanwhile
         staging.check_source(kind, source)
@@ -123,6 +128,7 @@ def _import(kind: str, source: str, collection: Collection, options: ImportOptio
         *remark_on_shared_images(collection.cases),
         *remark_on_overlaps(collection.cases),
         *remark_on_spacing(options.spacing, collection.cases, findings),
+        *remark_on_missing_chunks(findings.values()),
         *remark_on_unused_classes(kind, labelling.numbers, found),
         *remark_on_outdated(options.dataset, description, (staging.before or {}).get("dataset"), changed),
     ]:
@@ -131,13 +137,17 @@ def _import(kind: str, source: str, collection: Collection, options: ImportOptio
         print(f"to be imported: {len(waiting):,} of {counted(len(jobs), 'case')}; nothing was written")
         return
     if not waiting and staging.before == manifest:
-        write_split(options.dataset, collection.splits)
+        with faults_named("nnUNet_preprocessed"):
+            write_split(options.dataset, collection.splits)
         print(f"{staging.final} holds {counted(len(jobs), 'case')} as in the source: nothing to do")
         return
-    staging.begin(kind, source)
-    _write(waiting, described, entries, staging, options.num_processes)
-    write_split(options.dataset, collection.splits)  # first: should it be killed here, the same command goes on
-    staging.publish({"dataset.json": description, MANIFEST: manifest, SPLITS_FILE: collection.splits})
+    with faults_named("nnUNet_raw"):
+        staging.begin(kind, source)
+        _write(waiting, described, entries, staging, options.num_processes)
+    with faults_named("nnUNet_preprocessed"):
+        write_split(options.dataset, collection.splits)  # first: should it be killed here, the same command goes on
+    with faults_named("nnUNet_raw"):
+        staging.publish({"dataset.json": description, MANIFEST: manifest, SPLITS_FILE: collection.splits})
     _say_what_is_next(staging.final, collection, waiting, options)
 
 
@@ -145,7 +155,7 @@ def _check(cases: Sequence[Case], options: ImportOptions) -> dict[str, Finding]:
     """What is found in each case, in their order. A name that stands twice counts once: it is a problem anyway."""
     ending = common_ending(cases)
     jobs = [CheckJob(case, options.resample_labels, ending) for case in {case.name: case for case in cases}.values()]
-    task = Task(check_case, checking.failed, IMPORTED_ONCE)
+    task = Task(rehearse_case if options.dry_run else check_case, checking.failed, IMPORTED_ONCE)
     with tqdm(total=len(jobs), desc="checking", unit="case", disable=None) as bar:
         findings = {}
         for finding in in_processes(task, jobs, options.num_processes):
@@ -192,8 +202,10 @@ def _write(
             staging.note(written.name, entries[written.name])
     if problems:
         others = f" (and {counted(len(problems) - 1, 'more case')})" if len(problems) > 1 else ""
+        first = next((written for written in problems if written.stops), problems[0])
+        fix = f"; {first.fix}" if first.fix else ""
         raise UserError(
-            f"{problems[0].name} could not be imported: {problems[0].problem}{others}; what is done is kept: the same "
+            f"{first.name} could not be imported: {first.problem}{others}{fix}; what is done is kept, and the same "
             "command goes on"
         )
 

@@ -7,6 +7,14 @@ from collections.abc import Sequence
 _SHOWN = 5
 
 
+def in_a_line(error: Exception) -> str:
+    """What an error says; of several lines the last, as SimpleITK's begin with places in its own code."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
+
+
 def counted(number: int, thing: str) -> str:
     """`1 case`, `2 cases`, with thousands apart."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"

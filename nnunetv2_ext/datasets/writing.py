@@ -18,16 +18,22 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from nnunetv2_ext.datasets.checking import common_geometry, distinct
+from nnunetv2_ext.datasets.checking import common_geometry
 from nnunetv2_ext.datasets.collection import TEST, Case
+from nnunetv2_ext.datasets.conversion import finite_image, label_on_grid, stays_as_it_is
+from nnunetv2_ext.datasets.disk_faults import fix_of, is_of_disk, said
 from nnunetv2_ext.datasets.volumes.array_files import TIFF_ENDINGS
 from nnunetv2_ext.datasets.volumes.volume import Geometry, Volume
+from nnunetv2_ext.datasets.wording import in_a_line
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.files import CHUNK_BYTES, flush_to_disk, sha256
 from nnunetv2_ext.preprocessing.cases import MACHINE_FAULTS
 
 _BEGUN = ThreadPoolExecutor(1, "flush")
 """What becomes of it is no matter here: what cannot be flushed is said when all are waited for."""
+
+
+_FIX = "mend or leave out that case"
 
 
 class Transfer(str, Enum):
@@ -66,12 +72,14 @@ class Written:
         name: the case's.
         entry: for the manifest; None if it failed.
         problem: why it failed.
+        fix: what the user does about it, where the problem does not say so.
         stops: whether every case that comes after would fail for this too (a full disk).
     """
 
     name: str
     entry: dict[str, Any] | None = field(default=None)
     problem: str = ""
+    fix: str = ""
     stops: bool = False
 
 
@@ -90,10 +98,13 @@ def write_case(job: WriteJob) -> Written:
             entry["label"] = _write_label(job, case.label, geometry, f"{labels}/{case.name}{job.ending}")
             _write_spacing(job, geometry, f"{labels}/{case.name}.json")
     except UserError as error:
-        return Written(case.name, problem=str(error))
+        return Written(case.name, problem=str(error), fix=_FIX)
     except (OSError, RuntimeError) as error:  # SimpleITK's are RuntimeErrors
-        number = getattr(error, "errno", None)
-        return Written(case.name, problem=_reason(error), stops=number in MACHINE_FAULTS)
+        if not isinstance(error, OSError) or error.errno not in MACHINE_FAULTS:
+            return Written(case.name, problem=in_a_line(error), fix=_FIX)
+        if not is_of_disk(error):
+            return Written(case.name, problem=in_a_line(error), stops=True)
+        return Written(case.name, problem=said(error, job.folder.parent, "nnUNet_raw"), fix=fix_of(error), stops=True)
     return Written(case.name, entry)
 
 
@@ -103,12 +114,9 @@ def failed(job: WriteJob, reason: str) -> Written:
 
 
 def _write_image(job: WriteJob, volume: Volume, own: Geometry, geometry: Geometry, target: str) -> dict[str, Any]:
-    if volume.ending == job.ending and own.spacing in (None, geometry.spacing):
+    if stays_as_it_is(volume, own, geometry, job.ending):
         return _as_it_is(job, volume, target)
-    image = volume.image()
-    array = sitk.GetArrayViewFromImage(image)
-    if array.dtype.kind == "f" and (strange := array.size - np.count_nonzero(np.isfinite(array))):
-        raise UserError(f"{strange} voxels of {volume.where} are NaN or infinite")  # which readers of NIfTI take for 0
+    image = finite_image(volume)
     if own.spacing != geometry.spacing:  # unknown, or other in its last digits, for which nnU-Net would refuse it
         geometry.put_on(image)
     return _converted(job, volume, image, target)
@@ -119,16 +127,7 @@ def _write_label(job: WriteJob, label: Volume, geometry: Geometry, target: str) 
     fits = own.spacing == geometry.spacing and geometry.difference(own) is None
     if label.ending == job.ending and all(a == b for a, b in job.numbers.items()) and (fits or _is_tiff(job.ending)):
         return _as_it_is(job, label, target)
-    image = label.image()
-    if geometry.difference(own) is None:
-        geometry.put_on(image)
-    else:
-        image = sitk.Resample(image, _grid(geometry), sitk.Transform(), sitk.sitkNearestNeighbor, 0)
-        if lost := set(job.numbers) - {0, *distinct(sitk.GetArrayViewFromImage(image)).tolist()}:
-            raise UserError(
-                f"nothing of {', '.join(map(str, sorted(lost)))} in {label.where} is left on the grid of "
-                f"{job.case.images[0].where}: does it lie elsewhere?"
-            )
+    image = label_on_grid(label, own, geometry, job.numbers, job.case.images[0])
     renumbered = sitk.GetImageFromArray(_renumbered(sitk.GetArrayViewFromImage(image), job.numbers))
     renumbered.CopyInformation(image)
     return _converted(job, label, renumbered, target)
@@ -142,12 +141,6 @@ def _renumbered(array: np.ndarray, numbers: Mapping[int, int]) -> np.ndarray:
     if table.max() < np.iinfo(np.uint8).max:
         table = table.astype(np.uint8)
     return table[array.astype(np.int64, copy=False)]
-
-
-def _grid(geometry: Geometry) -> sitk.Image:
-    grid = sitk.Image(list(geometry.size), sitk.sitkUInt8)
-    geometry.put_on(grid)
-    return grid
 
 
 def _as_it_is(job: WriteJob, volume: Volume, target: str) -> dict[str, Any]:
@@ -183,7 +176,12 @@ def _converted(job: WriteJob, volume: Volume, image: sitk.Image, target: str) ->
             # else tifffile takes three or four slices of 8 bits for colours
             tifffile.imwrite(temporary, sitk.GetArrayViewFromImage(image), compression="zlib", photometric="minisblack")
         else:
-            sitk.WriteImage(image, str(temporary), useCompression=True)
+            try:
+                sitk.WriteImage(image, str(temporary), useCompression=True)
+            except RuntimeError as error:  # which does not say why
+                if shutil.disk_usage(temporary.parent).free < CHUNK_BYTES:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+                raise
             _check_end(temporary, sitk.GetArrayViewFromImage(image).nbytes)
 
     _whole(job.folder / target, write)
@@ -259,10 +257,3 @@ def look_at(path: Path) -> list[int]:
     """Size and time of modification of a source's file, by which a change is noticed without reading it."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns]
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    lines = str(error).strip().splitlines()
-    return lines[-1].strip() if lines else type(error).__name__

@@ -10,8 +10,18 @@ import numpy as np
 import pytest
 import tifffile
 
-from nnunetv2_ext.datasets.checking import CheckJob, Finding, check_case, common_geometry, distinct, failed, geometry_of
+from nnunetv2_ext.datasets.checking import (
+    CheckJob,
+    Finding,
+    check_case,
+    common_geometry,
+    failed,
+    geometry_of,
+    rehearse_case,
+)
 from nnunetv2_ext.datasets.collection import TEST, Case
+from nnunetv2_ext.datasets.conversion import distinct
+from nnunetv2_ext.datasets.volumes.itk_file import ItkFile
 from nnunetv2_ext.datasets.volumes.volume import Geometry
 from nnunetv2_ext.errors import UserError
 from tests.datasets.conftest import OBLIQUE, ORIGIN, SPACING, STRAIGHT, case_of, counted, save
@@ -152,6 +162,43 @@ def test_a_label_without_geometry_fits_by_its_size_alone(resample: bool, tmp_pat
     assert said == f"{image} and its label {bad} differ in size 2 x 3 x 4 (z, y, x) and 4 x 3 x 2 (z, y, x)"
 
 
+# what a dry run reads beyond that
+
+
+def rehearse(*images: Path, label: Path | None = None, resample: bool = False) -> Finding:
+    return rehearse_case(CheckJob(case_of(*images, label=label), resample))
+
+
+def test_nan_in_an_image_that_is_converted_is_found_before_the_import(tmp_path: Path) -> None:
+    array = IMAGE.astype(np.float32)
+    array[0, 1, 2] = np.nan
+    label = label_of(tmp_path, LABEL)
+    for name in ("image.nrrd", "image.nii", "image.mha"):
+        image = save(tmp_path / name, array)
+        assert check(image, label=label).problems == ()
+        assert problem(rehearse(image, label=label)) == f"1 voxels of {image} are NaN or infinite"
+
+
+def test_images_that_are_copied_are_not_read_by_a_dry_run_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, label = save(tmp_path / "image.nii.gz", IMAGE), label_of(tmp_path, LABEL)
+    read = []
+    image_of = ItkFile.image
+    monkeypatch.setattr(ItkFile, "image", lambda volume: read.append(volume.path) or image_of(volume))
+    assert rehearse(image, label=label).problems == ()
+    assert read == [label]
+
+
+def test_a_label_of_which_resampling_leaves_nothing_is_found_before_the_import(tmp_path: Path) -> None:
+    image = save(tmp_path / "image.nii.gz", IMAGE)
+    near = save(tmp_path / "near.nii.gz", LABEL, origin=(-12.0, 7.0, 103.25))
+    far = save(tmp_path / "far.nii.gz", LABEL, origin=(1000.0, 0.0, 0.0))
+    assert rehearse(image, label=near, resample=True).values == (0, 1, 2)
+    said = problem(rehearse(image, label=far, resample=True))
+    assert said == f"nothing of 1, 2 in {far} is left on the grid of {image}: does it lie elsewhere?"
+
+
 # labels
 
 
@@ -205,7 +252,7 @@ def test_the_greatest_label_is_one(tmp_path: Path) -> None:
 def test_nan_in_nifti_which_simpleitk_reads_as_0_is_noticed(value: float, tmp_path: Path) -> None:
     image = save(tmp_path / "image.nii.gz", IMAGE)
     label = label_of(tmp_path, with_value(value, "f4"))
-    assert problem(check(image, label=label)) == "1 voxels of label.nii.gz are NaN or infinite"
+    assert problem(check(image, label=label)) == f"1 voxels of {label} are NaN or infinite"
 
 
 def test_many_values_that_are_no_labels_are_counted(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from nnunetv2_ext.datasets.writing import Transfer, WriteJob, Written, write_cas
 from nnunetv2_ext.errors import UserError
 from tests.commands import nnunet_environment
 from tests.datasets.tables import Table, damage, on_disk, renumbered, tree, voxels
+from tests.disks import fill, mounted
 
 NAME = "Dataset123_Cells"
 
@@ -246,7 +247,7 @@ def test_a_split_that_is_missing_though_all_cases_are_there_is_written(splits: P
 
 def test_nothing_has_the_datasets_name_until_all_cases_are_there(raw: Path, table: Table) -> None:
     damage(table.image("b", ".nrrd"))
-    with pytest.raises(UserError, match=r"b could not be imported: .*b\.nrrd.*what is done is kept: the same command"):
+    with pytest.raises(UserError, match=r"b could not be imported: .*b\.nrrd.*; mend or leave out that case; what"):
         import_table(table)
     assert not raw.exists()
     assert [p.name for p in raw.parent.iterdir()] == [f".{NAME}.importing"]
@@ -593,6 +594,55 @@ def test_a_dry_run_refuses_what_the_import_would(raw: Path, splits: Path, table:
     splits.write_text("[]")
     with pytest.raises(UserError, match="holds another split"):
         import_table(table.add("v", part="val"), dry_run=True)
+
+
+def test_a_dry_run_finds_what_is_wrong_with_the_voxels_of_images_that_would_be_converted(
+    raw: Path, table: Table, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(table.image("b", ".nrrd"))
+    with pytest.raises(UserError, match=r"^b \(table\.csv, line 3\): .*b\.nrrd.*; nothing was imported"):
+        import_table(table, dry_run=True)
+    assert "problems in 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("variable", ["nnUNet_raw", "nnUNet_preprocessed"])
+def test_a_folder_that_cannot_be_written_to_is_named_before_a_case_is_read(
+    variable: str, raw: Path, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table.add("v", part="val").label("a").unlink()
+    with mounted(raw.parent.parent / "disk", "ro") as disk:
+        monkeypatch.setenv(variable, str(disk))
+        with pytest.raises(UserError, match=rf"^Read-only file system: {disk} \({variable}\); make it writable"):
+            import_table(table)
+    assert list(raw.parent.iterdir()) == []
+
+
+def test_a_split_for_which_there_is_no_room_is_written_by_the_same_command_later(
+    raw: Path, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table.add("v", part="val")
+    with mounted(raw.parent.parent / "disk", "size=64k") as disk:
+        monkeypatch.setenv("nnUNet_preprocessed", str(disk))
+        filling = fill(disk, leave=4096)  # enough for the look at the beginning, not for the folder and the file
+        (disk / NAME).mkdir()
+        write_split = importing.write_split
+        monkeypatch.setattr(importing, "write_split", lambda *of: (fill_up(disk), write_split(*of)))
+        with pytest.raises(UserError, match=r"^No space left on device: .*\(nnUNet_preprocessed\); make room; what"):
+            import_table(table)
+        assert not raw.exists()
+        assert list((disk / NAME).iterdir()) == []
+        monkeypatch.setattr(importing, "write_split", write_split)
+        filling.unlink()
+        import_table(table)
+        assert json.loads((disk / NAME / "splits_final.json").read_text())[0]["val"] == ["v"]
+    assert raw.exists()
+
+
+def fill_up(disk: Path) -> None:
+    """To the last byte, beside what `fill` has made."""
+    with suppress(OSError), (disk / "more").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
 
 
 def test_classes_without_a_training_case_are_remarked_on_before_the_import(

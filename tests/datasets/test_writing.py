@@ -416,7 +416,7 @@ def test_nan_is_no_value_to_lose_without_a_word(tmp_path: Path) -> None:
     sitk.WriteImage(oblique(array), str(tmp_path / "image.nii"))
     made = write(tmp_path / "out", ItkFile(tmp_path / "image.nii"))
     assert made.entry is None
-    assert "1 voxels of image.nii are NaN or infinite" in made.problem
+    assert made.problem == f"1 voxels of {tmp_path / 'image.nii'} are NaN or infinite"
 
 
 def test_a_channel_that_fails_leaves_nothing_half_written(tmp_path: Path) -> None:
@@ -491,7 +491,8 @@ def test_a_full_disk_stops_the_cases_that_come_after(tmp_path: Path) -> None:
             fill(disk, leave=_BYTES // 4)
             made = work(tmp_path, disk)
         assert made.stops
-        assert made.problem.startswith("No space left on device")
+        assert made.problem == f"No space left on device: {disk.parent} (nnUNet_raw)"
+        assert made.fix == "make room"
 
 
 def test_the_spacing_files_of_tiff_are_json_with_three_numbers(tmp_path: Path) -> None:

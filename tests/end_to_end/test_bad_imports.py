@@ -217,7 +217,7 @@ def test_a_file_that_is_no_image(table: Table, import_refused: Refuses) -> None:
 
 def test_a_label_map_that_is_cut_off(table: Table, import_refused: Refuses) -> None:
     damage(table.label("b"), 20)
-    import_refused(of(table), "b (table.csv, line 3): b_seg.nii.gz is damaged")
+    import_refused(of(table), f"b (table.csv, line 3): {table.label('b')} is damaged: ", ": copy or download it again")
 
 
 def test_a_mask_of_another_shape(table: Table, import_refused: Refuses) -> None:
@@ -352,7 +352,7 @@ def test_an_unreadable_chunk_stops_at_its_case_and_what_is_done_is_kept(
     assert message.count("\n") == 1, message
     assert "train_00008 could not be imported: " in message
     assert "cells.zarr (corner 16, 2, 3, size 16, 16, 16, channel 1) cannot be read" in message
-    assert message.endswith("what is done is kept: the same command goes on\n")
+    assert message.endswith("; mend or leave out that case; what is done is kept, and the same command goes on\n")
     assert not place.raw.exists()
     assert not place.preprocessed.exists()
     unfinished = place.raw.with_name(f".{NAME}.importing")

@@ -334,7 +334,7 @@ def test_a_killed_worker_is_reported_with_its_case_and_only_that_is_missing(
         end_all(process)
     (line,) = (tmp_path / "log").read_text().splitlines()
     assert "could not be imported: its process was killed (SIGKILL)" in line
-    assert line.endswith("what is done is kept: the same command goes on")
+    assert line.endswith("what is done is kept, and the same command goes on")
     assert len(recorded(tmp_path)) == 13
     assert "(13 were there)" in run_command(COMMAND, *undisturbed_import.arguments(), env=env).stdout
     assert all_files(tmp_path) == undisturbed_import.files
