@@ -22,6 +22,7 @@ from nnunetv2_ext.files import flush_to_disk, write_json
 from nnunetv2_ext.nnunet_folders import nnunet_folder, read_json
 
 MANIFEST = "import_manifest.json"
+_UNFINISHED = ".importing"
 _RECORDS = ".cases"
 _FLUSHED_AT_ONCE = 8
 """Files: a disk writes many sooner together than one after another."""
@@ -32,8 +33,10 @@ _PARTS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
 def check_free(dataset: str) -> None:
     """Refuse a name whose id another dataset has, in any of nnU-Net's folders: its commands could not tell them apart.
 
+    So has one whose import is not finished; it could not go on any more.
+
     Raises:
-        UserError: names the other dataset.
+        UserError: names the other dataset, or the folder of the other import.
     """
     identifier = _id_of(dataset)
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
@@ -41,6 +44,13 @@ def check_free(dataset: str) -> None:
         for other in sorted(folder.glob(f"Dataset{identifier:03d}_*")) if folder else ():
             if other.name != dataset and other.is_dir():
                 raise UserError(f"the id {identifier} is taken by {other}: choose another (-d)")
+    for unfinished in sorted(nnunet_folder("nnUNet_raw").glob(f".Dataset{identifier:03d}_*{_UNFINISHED}")):
+        begun = unfinished.name.removeprefix(".").removesuffix(_UNFINISHED)
+        if begun != dataset and unfinished.is_dir():
+            raise UserError(
+                f"an unfinished import of {begun} has the id {identifier}: go on with it (-name "
+                f"{begun.partition('_')[2]}), choose another (-d), or remove {unfinished}"
+            )
 
 
 def _id_of(dataset: str) -> int:
@@ -68,8 +78,8 @@ class Staging:
     def __init__(self, dataset: str) -> None:
         raw = nnunet_folder("nnUNet_raw")
         self.final = raw / dataset
-        self.folder = raw / f".{dataset}.importing"
-        self._previous = raw / f".{dataset}.importing.previous"
+        self.folder = raw / f".{dataset}{_UNFINISHED}"
+        self._previous = raw / f".{dataset}{_UNFINISHED}.previous"
         self.before = self._manifest()
 
     def _manifest(self) -> dict[str, Any] | None:

@@ -61,10 +61,24 @@ def test_an_id_that_another_dataset_has_in_any_folder_is_refused(variable: str, 
         check_free(NAME)
 
 
-@pytest.mark.parametrize("name", [NAME, "Dataset124_Livers", "Dataset012_Livers", ".Dataset123_Livers.importing"])
+@pytest.mark.parametrize("name", [NAME, "Dataset124_Livers", "Dataset012_Livers", ".Dataset124_Livers.importing"])
 def test_other_folders_do_not_take_an_id(name: str, raw: Path) -> None:
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         (raw.parent / variable / name).mkdir()
+    check_free(NAME)
+
+
+def test_an_id_that_an_unfinished_import_has_is_refused_under_another_name(raw: Path) -> None:
+    Staging("Dataset123_Livers").begin(*FROM)
+    unfinished = raw / ".Dataset123_Livers.importing"
+    with pytest.raises(UserError) as caught:
+        check_free(NAME)
+    assert str(caught.value) == (
+        "an unfinished import of Dataset123_Livers has the id 123: go on with it (-name Livers), choose another (-d), "
+        f"or remove {unfinished}"
+    )
+    check_free("Dataset123_Livers")
+    shutil.rmtree(unfinished)
     check_free(NAME)
 
 
