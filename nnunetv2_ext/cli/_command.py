@@ -7,15 +7,21 @@ import errno
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NoReturn
 
 from nnunetv2_ext.errors import Stopped, UserError
 from nnunetv2_ext.launching.stopping import EXIT_STOPPED
 
 _DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_DEAF_SECONDS = 5.0
+"""After a signal: within them workers are ended and the line is printed. Later ones count, should that hang."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,8 +65,40 @@ def run(
         _fail(parser, f"{error.strerror}: {error.filename or 'while writing'}", args)
     except Stopped as stop:
         _fail(parser, f"stopped by {stop.why}: {interrupted}", args, code=EXIT_STOPPED)
-    except KeyboardInterrupt:
-        _fail(parser, f"interrupted: {interrupted}", args, code=130)
+    except KeyboardInterrupt as stop:
+        number = signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT
+        _fail(parser, f"interrupted: {interrupted}", args, code=128 + number)
+
+
+class _Terminated(KeyboardInterrupt):
+    """By SIGTERM, which means the same as Ctrl-C."""
+
+
+@contextmanager
+def one_signal_is_enough() -> Iterator[None]:
+    """For `run`: SIGTERM ends the command as Ctrl-C does (code 143), and impatience does not cut off its leaving.
+
+    Not for commands that listen to signals themselves, or start processes as copies of their own, which would inherit
+    it. Does nothing outside the main thread, where Python allows no handlers.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    deaf_until = 0.0
+
+    def handle(received: int, _: FrameType | None) -> None:
+        nonlocal deaf_until
+        if time.monotonic() >= deaf_until:
+            deaf_until = time.monotonic() + _DEAF_SECONDS
+            raise _Terminated if received == signal.SIGTERM else KeyboardInterrupt
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            # when one has come the program is leaving: Python takes off handlers then, but leaves what is ignored
+            signal.signal(number, signal.SIG_IGN if deaf_until else handler)
 
 
 def _check_numbers() -> None:
