@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunetv2_ext.cli._command import Parser, run
+from nnunetv2_ext.cli._command import Parser, one_signal_is_enough, run
 
 if TYPE_CHECKING:
     from nnunetv2_ext.datasets.collection import Collection
@@ -115,7 +115,8 @@ def _add_channels(p: argparse.ArgumentParser, default: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the script."""
-    run(parser(), _run, argv, interrupted=INTERRUPTED)
+    with one_signal_is_enough():
+        run(parser(), _run, argv, interrupted=INTERRUPTED)
 
 
 def _run(args: argparse.Namespace) -> None:
