@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunetv2_ext.datasets.collection import TEST, TRAIN, VAL, Case
+from nnunetv2_ext.datasets.split_files import folds_line
 from nnunetv2_ext.datasets.splits import how_to_train, split_by_part, split_by_part_or_subject, split_by_subject
 from nnunetv2_ext.errors import UserError
 from tests.datasets.conftest import case_of
@@ -116,3 +118,16 @@ def test_folds_are_named_as_they_are_trained() -> None:
     fold = {"train": ["a"], "val": ["b"]}
     assert how_to_train([fold], 2) == "1 fold: train with -f 0"
     assert how_to_train([fold] * 3, 3) == "3 folds: train with -f 0 1 2"
+
+
+def test_the_import_names_the_folds_unless_nnunet_or_the_user_makes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    path = tmp_path / "Dataset001_A" / "splits_final.json"
+    assert folds_line("Dataset001_A", [{"train": ["a"], "val": ["b"]}], 2) == f"{path}: 1 fold: train with -f 0"
+    assert folds_line("Dataset001_A", None, 5) is None
+    assert "train with -f all" in (folds_line("Dataset001_A", None, 4) or "")
+    path.parent.mkdir()
+    path.write_text("[]")
+    assert folds_line("Dataset001_A", None, 4) is None
