@@ -26,7 +26,7 @@ from nnunetv2_ext.datasets.volumes.array_files import TIFF_ENDINGS
 from nnunetv2_ext.datasets.volumes.volume import Geometry, Volume
 from nnunetv2_ext.datasets.wording import in_a_line
 from nnunetv2_ext.errors import UserError
-from nnunetv2_ext.files import CHUNK_BYTES, flush_to_disk, sha256
+from nnunetv2_ext.files import CHUNK_BYTES, copy_and_hash, flush_to_disk, sha256
 from nnunetv2_ext.preprocessing.cases import MACHINE_FAULTS
 
 _BEGUN = ThreadPoolExecutor(1, "flush")
@@ -156,16 +156,10 @@ def _as_it_is(job: WriteJob, volume: Volume, target: str) -> dict[str, Any]:
 
 
 def _copy(source: Path, target: Path) -> str:
-    """Copy a file and return its sha256, reading it once."""
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(CHUNK_BYTES))
-    # without a buffer of Python's, `write` would write what fits a full disk, and say so in its result alone
-    with source.open("rb", buffering=0) as reading, target.open("wb") as writing:
-        while count := reading.readinto(buffer):
-            digest.update(buffer[:count])
-            writing.write(buffer[:count])
+    """A file with its times and rights; returns its sha256."""
+    digest = copy_and_hash(source, target)
     shutil.copystat(source, target)
-    return digest.hexdigest()
+    return digest
 
 
 def _converted(job: WriteJob, volume: Volume, image: sitk.Image, target: str) -> dict[str, Any]:

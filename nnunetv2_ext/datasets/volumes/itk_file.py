@@ -69,9 +69,9 @@ class ItkFile(File):
         data = self._voxel_data() if name.endswith((*METAIMAGE, *NRRD)) else None
         if data is None and name.endswith(METAIMAGE) and self.path.is_file():
             raise self._other_format()  # of which ITK would print more
-        if not nifti.is_nifti_2(header):
+        if not nifti.is_nifti_2(header) and not (nifti.is_nifti_1(header) and name.endswith(".nii.gz")):
             return self._geometry_of(self.path)
-        with nifti.twin(header, self.path) as path:
+        with nifti.twin(header, self.path) as path:  # of what is compressed, ITK would decompress much more
             return self._geometry_of(path)
 
     def image(self) -> sitk.Image:

@@ -34,6 +34,11 @@ def is_nifti_2(header: Any) -> bool:
     return header is not None and int(header["sizeof_hdr"]) == _BYTES_OF_NIFTI_2
 
 
+def is_nifti_1(header: Any) -> bool:
+    """In one file."""
+    return _is_nifti(header) and not is_nifti_2(header) and bytes(header["magic"]).startswith(b"n+1")
+
+
 def read_by_nibabel_io_alike(header: Any) -> bool:
     """Whether stock nnU-Net's reader of `.nii`, nibabel, has the axes and the spacing that SimpleITK has.
 
@@ -101,7 +106,7 @@ def _listed(steps: np.ndarray) -> str:
 
 @contextmanager
 def twin(header: Any, path: Path) -> Iterator[Path]:
-    """A file of NIfTI-1 with the header of one of NIfTI-2 and no voxels: so its geometry is what ITK makes of NIfTI.
+    """A file of NIfTI-1 with a file's header and no voxels, for ITK to say what geometry it makes of that.
 
     Raises:
         UserError: NIfTI-1 has no room for it.
