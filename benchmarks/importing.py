@@ -1,6 +1,6 @@
 """An import of 200 cases beside a plain copy loop of the same files.
 
-    python benchmarks/importing.py [--cases N] [--shape Z Y X] [--repeats N] [--processes N]
+    python benchmarks/importing.py [--cases N] [--shape Z Y X] [--channels N] [--repeats N] [--processes N]
 
 The source is a table of NIfTI images (int16, noise, compressed) and label maps (0 to 2): eight cases, each of which
 lies there many times. The loop is `shutil.copyfile` over the same files, in one process, followed by fsync of each as
@@ -31,24 +31,22 @@ LIMIT = 1.3
 _DISTINCT = 8
 
 
-def make_source(folder: Path, num_cases: int, shape: tuple[int, ...]) -> Path:
-    """A table with `num_cases` rows; one in `_DISTINCT` is made, the others are its copies."""
+def make_source(folder: Path, num_cases: int, shape: tuple[int, ...], num_channels: int) -> Path:
+    """A table with `num_cases` rows; the first `_DISTINCT` cases are made, the others are copies of theirs."""
     rng = np.random.default_rng(0)
+    names = [*(f"image{channel}" for channel in range(num_channels)), "label"]
     with (folder / "table.csv").open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(("image", "label"))
+        table.writerow(names)
         for index in range(num_cases):
-            image, label = (folder / f"{name}_{index:03d}.nii.gz" for name in ("image", "label"))
-            table.writerow((image.name, label.name))
-            if index < _DISTINCT:
-                for path, array in (
-                    (image, rng.integers(0, 1200, shape).astype(np.int16)),
-                    (label, _organs(shape, rng)),
-                ):
-                    sitk.WriteImage(sitk.GetImageFromArray(array), str(path), True)
-            else:
-                for path in (image, label):
-                    shutil.copyfile(path.with_name(path.name.replace(f"{index:03d}", f"{index % _DISTINCT:03d}")), path)
+            table.writerow([f"{name}_{index:03d}.nii.gz" for name in names])
+            for name in names:
+                path = folder / f"{name}_{index:03d}.nii.gz"
+                if index >= _DISTINCT:
+                    shutil.copyfile(folder / f"{name}_{index % _DISTINCT:03d}.nii.gz", path)
+                    continue
+                voxels = _organs(shape, rng) if name == "label" else rng.integers(0, 1200, shape).astype(np.int16)
+                sitk.WriteImage(sitk.GetImageFromArray(voxels), str(path), True)
     return folder / "table.csv"
 
 
@@ -73,7 +71,7 @@ def copy_loop(source: Path, target: Path) -> float:
     return time.perf_counter() - begin
 
 
-def import_table(table: Path, folder: Path, how: str, processes: int) -> float:
+def import_table(table: Path, folder: Path, how: str, num_channels: int, processes: int) -> float:
     """Seconds of the command."""
     folders = {f"nnUNet_{v}": folder / v for v in ("raw", "preprocessed", "results")}
     for path in folders.values():
@@ -82,7 +80,8 @@ def import_table(table: Path, folder: Path, how: str, processes: int) -> float:
     begin = time.perf_counter()
     command = str(Path(sys.executable).parent / "nnUNetv2_import_dataset")
     subprocess.run(
-        [command, "csv", str(table), "-d", "500", "-name", "Many", how, "-np", str(processes)],
+        [command, "csv", str(table), "-d", "500", "-name", "Many", how, "-np", str(processes),
+         "-images", *(f"image{channel}" for channel in range(num_channels))],
         env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     return time.perf_counter() - begin
@@ -92,7 +91,8 @@ def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=200)
-    parser.add_argument("--shape", type=int, nargs=3, default=[128, 256, 256], help="voxels of a case")
+    parser.add_argument("--shape", type=int, nargs=3, default=[128, 128, 128], help="voxels of a case")
+    parser.add_argument("--channels", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
@@ -100,7 +100,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         source = Path(root) / "source"
         source.mkdir()
-        table = make_source(source, args.cases, tuple(args.shape))
+        table = make_source(source, args.cases, tuple(args.shape), args.channels)
         num_bytes = sum(path.stat().st_size for path in source.iterdir())
         for _ in range(args.repeats):
             for what, seconds in times.items():
@@ -110,10 +110,11 @@ def main() -> None:
                 if what == "loop":
                     seconds.append(copy_loop(source, folder))
                 else:
-                    seconds.append(import_table(table, folder, what, args.processes))
+                    seconds.append(import_table(table, folder, what, args.channels, args.processes))
     loop = statistics.median(times["loop"])
     shape = " x ".join(map(str, args.shape))
-    print(f"{args.cases} cases of {shape}, {num_bytes / 1e6:.0f} MB, {args.processes} processes\n")
+    channels = f"{args.channels} channel{'s' if args.channels > 1 else ''}"
+    print(f"{args.cases} cases of {shape}, {channels}, {num_bytes / 1e6:.0f} MB, {args.processes} processes\n")
     print("| | seconds | ratio |\n|---|---|---|")
     for what, seconds in times.items():
         print(f"| {what} | {statistics.median(seconds):.2f} | {statistics.median(seconds) / loop:.2f} |")

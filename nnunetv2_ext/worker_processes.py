@@ -35,11 +35,13 @@ class Task(Generic[J, R]):
         failed: the result of a job whose process has died, from the job and the reason.
         imported_once: modules; workers are copies of a process that has imported them: a new one is there at once,
             and shares the memory.
+        prepare: called in every worker before its first job.
     """
 
     work: Callable[[J], R]
     failed: Callable[[J, str], R]
     imported_once: tuple[str, ...] = ()
+    prepare: Callable[[], None] | None = None
 
 
 def in_processes(task: Task[J, R], jobs: Sequence[J], num_processes: int) -> Iterator[R]:
@@ -59,7 +61,7 @@ def in_processes(task: Task[J, R], jobs: Sequence[J], num_processes: int) -> Ite
     start_early(task.imported_once)
     waiting = list(reversed(jobs))
     threads = max(1, _usable_cores() // num_processes)
-    workers = [_Worker.start(task.work, threads) for _ in range(min(num_processes, len(jobs)))]
+    workers = [_Worker.start(task, threads) for _ in range(min(num_processes, len(jobs)))]
     deaths = 0
     try:
         while waiting or any(worker.job is not None for worker in workers):
@@ -75,7 +77,7 @@ def in_processes(task: Task[J, R], jobs: Sequence[J], num_processes: int) -> Ite
                     yield task.failed(job, death.cause)
                     if deaths == _DEATHS_PER_WORKER * len(workers):
                         raise UserError(f"{deaths} processes in a row died, the last one: {death.cause}") from None
-                    workers[workers.index(worker)] = _Worker.start(task.work, threads)
+                    workers[workers.index(worker)] = _Worker.start(task, threads)
                 else:
                     deaths = 0
                     yield result
@@ -114,9 +116,9 @@ class _Worker:
     job: Any = field(default=None)
 
     @classmethod
-    def start(cls, work: Callable[[Any], Any], threads: int) -> _Worker:
+    def start(cls, task: Task[Any, Any], threads: int) -> _Worker:
         here, there = multiprocessing.Pipe()
-        process = _context().Process(target=_work, args=(work, there, threads), daemon=True)
+        process = _context().Process(target=_work, args=(task.work, task.prepare, there, threads), daemon=True)
         process.start()
         there.close()  # so that its end of the pipe closes when it dies
         return cls(process, here)
@@ -149,12 +151,14 @@ def _those_with_news(workers: Sequence[_Worker]) -> list[_Worker]:
     return [worker for worker in busy if worker.pipe in ready]
 
 
-def _work(work: Callable[[Any], Any], pipe: Connection, threads: int) -> None:
+def _work(work: Callable[[Any], Any], prepare: Callable[[], None] | None, pipe: Connection, threads: int) -> None:
     """A worker's life: jobs from the pipe, results into it, until the other end is closed."""
     from threadpoolctl import threadpool_limits
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if prepare is not None:
+        prepare()
     with threadpool_limits(threads):
         while True:
             try:

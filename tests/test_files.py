@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_ext.files import whole_or_absent, write_json
+from nnunetv2_ext.files import CHUNK_BYTES, copy_and_hash, sha256, whole_or_absent, write_json
 
 
 @pytest.fixture(params=[0o022, 0o002, 0o077])
@@ -115,3 +116,12 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None
         write_json(tmp_path / "a.json", {"a": object()})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, 2 * CHUNK_BYTES + 7])
+def test_a_copy_has_the_same_bytes_and_the_hash_is_theirs(size: int, tmp_path: Path) -> None:
+    content = bytes(i % 251 for i in range(size))
+    (tmp_path / "source").write_bytes(content)
+    digest = copy_and_hash(tmp_path / "source", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == content
+    assert digest == sha256(tmp_path / "source") == hashlib.sha256(content).hexdigest()

@@ -61,6 +61,14 @@ def ignores_ctrl_c(_: object) -> bool:
     return signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
+def note_that_it_is_prepared() -> None:
+    os.environ["PREPARED"] = "1"
+
+
+def is_prepared(_: object) -> bool:
+    return "PREPARED" in os.environ
+
+
 def died(job: object, reason: str) -> tuple[object, str]:
     return job, reason
 
@@ -70,6 +78,12 @@ def died(job: object, reason: str) -> tuple[object, str]:
 def test_every_job_has_its_result_be_it_nothing_itself(jobs: list, num_processes: int) -> None:
     results = list(in_processes(Task(double, died), jobs, num_processes))
     assert sorted(map(repr, results)) == sorted(repr(job * 2) for job in jobs)
+
+
+def test_every_worker_is_prepared_before_its_first_job_and_this_process_is_not() -> None:
+    task = Task(is_prepared, died, prepare=note_that_it_is_prepared)
+    assert list(in_processes(task, [1, 2, 3, 4], 2)) == [True] * 4
+    assert list(in_processes(task, [1], 1)) == [False]
 
 
 def test_one_process_is_this_one_and_keeps_the_order() -> None:

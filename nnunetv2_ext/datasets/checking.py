@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import SimpleITK as sitk
 
 from nnunetv2_ext.datasets.collection import Case
 from nnunetv2_ext.datasets.conversion import distinct, finite_image, label_on_grid, stays_as_it_is
@@ -162,9 +161,7 @@ def check_label(case: Case, label: Volume, geometry: Geometry, own: Geometry, *,
 
 def label_values(label: Volume) -> tuple[int, ...]:
     """The values in a label map, ascending; whole numbers of at least 0. Raises UserError for others."""
-    image = label.image()
-    array = sitk.GetArrayViewFromImage(image)
-    found = distinct(array)
+    found = distinct(label.array())
     if found.dtype.kind == "f" and not np.array_equal(found, np.round(found)):  # NaN is unequal to itself
         strange = found[~(found == np.round(found))]
         raise UserError(f"{label.where} holds {_listed(strange)}, where labels are whole numbers")

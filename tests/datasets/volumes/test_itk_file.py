@@ -19,6 +19,7 @@ from nnunetv2.imageio.reader_writer_registry import (
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
+from nnunetv2_ext.datasets.volumes import nifti as nifti_files
 from nnunetv2_ext.datasets.volumes.itk_file import ENDINGS, READ_BY_NNUNET, ItkFile
 from nnunetv2_ext.errors import UserError
 from tests.datasets.conftest import OBLIQUE, ORIGIN, SPACING, STRAIGHT, counted, refused_both_ways, save, voxels
@@ -476,3 +477,38 @@ def test_nothing_is_remarked_on_in_what_simpleitk_writes(ending: str, tmp_path: 
 
 def test_nothing_is_remarked_on_without_an_sform(tmp_path: Path) -> None:
     assert nifti(tmp_path / "a.nii", sform_code=0, srow_x=[9, 0, 0, 0]).remark() is None
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "u2", ">i2", "i4", ">u4", "i8", "f4", "f8"])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("with_zlib_ng", [False, True])
+def test_the_array_of_a_label_map_is_that_of_its_image(
+    dtype: str, scaled: bool, with_zlib_ng: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nifti_files, "HAS_ZLIB_NG", nifti_files.HAS_ZLIB_NG and with_zlib_ng)
+    header = nib.Nifti1Header(endianness=">" if dtype.startswith(">") else "<")
+    header.set_data_dtype(dtype.lstrip(">"))
+    image = nib.Nifti1Image(np.arange(60).reshape(3, 4, 5, 1).astype(dtype.lstrip(">")), np.eye(4), header)
+    if scaled:
+        image.header.set_slope_inter(2, 3)
+    nib.save(image, tmp_path / "label.nii.gz")
+    label = ItkFile(tmp_path / "label.nii.gz")
+    np.testing.assert_array_equal(label.array(), sitk.GetArrayFromImage(label.image()))
+    assert label.array().dtype.isnative
+
+
+@pytest.mark.parametrize("with_zlib_ng", [False, True])
+@pytest.mark.parametrize("damage", ["turned", "cut", "checksum"])
+def test_a_damaged_label_map_is_said_to_be_so_by_either_reader(
+    with_zlib_ng: bool, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nifti_files, "HAS_ZLIB_NG", nifti_files.HAS_ZLIB_NG and with_zlib_ng)
+    path = save(tmp_path / "label.nii.gz", np.random.default_rng(0).integers(0, 9, (9, 9, 9)).astype(np.uint8))
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        content = content[:-100]
+    else:
+        content[-6 if damage == "checksum" else len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"label\.nii\.gz .*damaged"):
+        ItkFile(path).array()
